@@ -1,0 +1,96 @@
+"""Hash, write and lock files so that an interruption never leaves half a result."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparkwright.errors import LockedError, OutputError
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Hex sha256 of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def explain_write_errors(target: Path) -> Iterator[None]:
+    """Turn the errors of a full disk or an unwritable folder into an OutputError that names `target`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutputError(
+                f"the disk is full: {target} was not written",
+                remedy="free some space and run the same command again; nothing half-written was left",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(
+                f"{target} cannot be written: {error.strerror}",
+                cause="the folder belongs to another user or is mounted read-only",
+                remedy="choose a writable folder, or change its owner",
+            ) from error
+        raise
+
+
+def write_atomic(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
+    """Write `path` under a temporary name, flush it to disk, then rename it into place."""
+    data = content.encode() if isinstance(content, str) else content
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.chmod(mode if mode is not None else 0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, *, doing: str) -> Iterator[None]:
+    """Hold `path` locked, or say at once who holds it.
+
+    Raises:
+        LockedError: another process holds the lock.
+    """
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="utf-8")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "an unknown process"
+            raise LockedError(
+                f"another run is already {doing} here ({holder})",
+                remedy=f"wait for it to end; the lock is {path} and goes away with the process",
+            ) from error
+        stream.seek(0)
+        stream.truncate()
+        stream.write(f"process {os.getpid()}")
+        stream.flush()
+        yield

@@ -1,0 +1,60 @@
+"""The one way to start another program."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sparkwright.errors import CommandFailedError, UnavailableError
+
+_TAIL_LINES = 40
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    stdin: str | None = None,
+    echo: bool = False,
+) -> str:
+    """Run a program to its end and return what it wrote to stdout.
+
+    stderr is captured too and shown only when the program fails. With `log`, both streams go to that
+    file as they come, and the returned text is empty. `env` replaces the environment when given.
+
+    Raises:
+        UnavailableError: the program does not exist.
+        CommandFailedError: it ended with a non-zero status; the message carries the end of its output.
+    """
+    command = [os.fspath(word) for word in argv]
+    if echo:
+        print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
+    try:
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a", encoding="utf-8") as stream:
+                done = subprocess.run(
+                    command, cwd=cwd, env=env, stdout=stream, stderr=subprocess.STDOUT, check=False
+                )
+            output = log.read_text(encoding="utf-8", errors="replace")
+        else:
+            done = subprocess.run(
+                command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, errors="replace", check=False
+            )
+            output = f"{done.stdout}{done.stderr}"
+    except FileNotFoundError as error:
+        raise UnavailableError(
+            f"{command[0]} cannot be started: {error.strerror or error}",
+            cause="it is not installed, or not on PATH",
+        ) from error
+    if done.returncode != 0:
+        tail = "\n".join(output.splitlines()[-_TAIL_LINES:])
+        raise CommandFailedError(
+            f"{shlex.join(command)} ended with status {done.returncode}\n{tail}",
+            remedy=f"the whole output is in {log}" if log else "",
+        )
+    return "" if log is not None else done.stdout
