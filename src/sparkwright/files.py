@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sparkwright.errors import LockedError, OutputError
 
@@ -64,33 +63,32 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int | None = None) -
             raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON with a final newline, atomically."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold `path` locked, or say at once who holds it.
+    """Hold `path`, a lock file or a folder, or say at once who holds it.
 
     Raises:
         LockedError: another process holds the lock.
     """
-    with explain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+", encoding="utf-8")
-    with stream:
+    if path.is_dir():
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    else:
+        with explain_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "an unknown process"
             raise LockedError(
-                f"another run is already {doing} here ({holder})",
-                remedy=f"wait for it to end; the lock is {path} and goes away with the process",
+                f"another run is already {doing} in {path}",
+                remedy="wait for it to end; the lock goes away with the process",
             ) from error
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"process {os.getpid()}")
-        stream.flush()
         yield
+    finally:
+        os.close(handle)

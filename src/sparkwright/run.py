@@ -33,28 +33,30 @@ def run(
     command = [os.fspath(word) for word in argv]
     if echo:
         print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
+    answer = ""
     try:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as stream:
-                done = subprocess.run(
+                status = subprocess.run(
                     command, cwd=cwd, env=env, stdout=stream, stderr=subprocess.STDOUT, check=False
-                )
+                ).returncode
             output = log.read_text(encoding="utf-8", errors="replace")
         else:
             done = subprocess.run(
                 command, cwd=cwd, env=env, input=stdin, capture_output=True, text=True, errors="replace", check=False
             )
+            status, answer = done.returncode, done.stdout
             output = f"{done.stdout}{done.stderr}"
     except FileNotFoundError as error:
         raise UnavailableError(
             f"{command[0]} cannot be started: {error.strerror or error}",
             cause="it is not installed, or not on PATH",
         ) from error
-    if done.returncode != 0:
+    if status != 0:
         tail = "\n".join(output.splitlines()[-_TAIL_LINES:])
         raise CommandFailedError(
-            f"{shlex.join(command)} ended with status {done.returncode}\n{tail}",
+            f"{shlex.join(command)} ended with status {status}\n{tail}",
             remedy=f"the whole output is in {log}" if log else "",
         )
-    return "" if log is not None else done.stdout
+    return answer

@@ -41,8 +41,7 @@ def _checked_path(path: str) -> None:
 class Replace:
     """Replace `old` by `new`; `old` must stand in the file exactly `count` times.
 
-    `new` must not contain `old` unless it differs from it elsewhere in a way that `reads` can tell; use
-    InsertBefore or InsertAfter to keep an anchor.
+    To keep the old text as an anchor use InsertBefore or InsertAfter: `new` must not contain `old`.
     """
 
     path: str
@@ -52,8 +51,10 @@ class Replace:
 
     def __post_init__(self) -> None:
         _checked_path(self.path)
-        if not self.old or self.old == self.new or self.count < 1:
+        if not self.old or self.count < 1:
             raise ConfigurationError(f"an edit of {self.path} replaces nothing")
+        if self.old in self.new:
+            raise ConfigurationError(f"an edit of {self.path} keeps what it replaces: use InsertBefore or InsertAfter")
 
     def apply(self, text: str) -> str:
         """The edited text, or EditMismatchError when `old` does not stand there exactly `count` times."""
@@ -63,9 +64,8 @@ class Replace:
         return text.replace(self.old, self.new)
 
     def is_done(self, text: str) -> bool:
-        """Whether the text looks as this edit leaves it."""
-        remaining = text.replace(self.new, "") if self.new else text
-        return (not self.new or text.count(self.new) == self.count) and self.old not in remaining
+        """Whether the text looks as this edit leaves it; a deletion leaves nothing to recognise."""
+        return bool(self.new) and text.count(self.new) == self.count and self.old not in text.replace(self.new, "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,124 @@
+"""`sparkwright patch`: which fixes a source tree needs, apply them, take them back, and the matrix over releases."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparkwright.errors import PatchDriftError
+from sparkwright.patching.engine import Examination, apply_series, examine, revert_series, unified_diff
+from sparkwright.patching.model import Status
+from sparkwright.patching.series import COMPONENTS, load_series
+from sparkwright.report import note, print_json, print_table
+
+app = typer.Typer(
+    help="Which fixes an upstream source tree needs; apply them, take them back, compare releases.",
+    no_args_is_help=True,
+)
+
+ComponentOption = Annotated[str, typer.Option("--component", help=f"One of: {', '.join(COMPONENTS)}.")]
+VersionOption = Annotated[str, typer.Option("--version", help="Release of the tree, for instance 0.33.0.")]
+TreeOption = Annotated[Path, typer.Option("--tree", help="Unpacked source tree (sdist or wheel).")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="Only this patch; may be given several times.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
+DiffOption = Annotated[bool, typer.Option("--diff", help="Print the unified diff of what applying would change.")]
+
+
+def _show(examination: Examination, *, json: bool, title: str) -> None:
+    if examination.interrupted:
+        note("an earlier run was interrupted after its commit point; the next apply or revert completes it")
+    if json:
+        print_json(examination.to_json())
+        return
+    print_table(
+        f"{title}: {examination.component} {examination.version}, {examination.root}",
+        ("patch", "status", "kind", "reason"),
+        [
+            (finding.patch.name, finding.status, finding.patch.patch.kind, finding.reason)
+            for finding in examination.findings
+        ],
+    )
+
+
+@app.command("list")
+def list_patches(
+    component: Annotated[str | None, typer.Option("--component", help="Only this component.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the patches: what each mends, for which releases, and when it can go."""
+    named = [patch for one in ([component] if component else COMPONENTS) for patch in load_series(one)]
+    if json:
+        print_json(
+            [
+                {
+                    "name": one.name,
+                    "component": one.component,
+                    "title": one.patch.title,
+                    "releases": one.patch.releases,
+                    "kind": one.patch.kind,
+                    "category": one.patch.category,
+                    "reference": one.patch.reference,
+                    "remove_when": one.patch.remove_when,
+                    "guarded_by": one.patch.guarded_by,
+                    "explanation": one.explanation,
+                }
+                for one in named
+            ]
+        )
+        return
+    print_table(
+        "Patches",
+        ("component", "patch", "releases", "kind", "what it mends"),
+        [(one.component, one.name, one.patch.releases or "all", one.patch.kind, one.patch.title) for one in named],
+    )
+
+
+@app.command()
+def status(
+    component: ComponentOption,
+    version: VersionOption,
+    tree: TreeOption,
+    only: OnlyOption = None,
+    json: JsonOption = False,
+    diff: DiffOption = False,
+) -> None:
+    """Say what each patch is to a tree; changes nothing. Ends with 3 when one is drifted."""
+    examination = examine(tree, component, version, names=only or ())
+    if diff:
+        sys.stdout.write(unified_diff(examination))
+    else:
+        _show(examination, json=json, title="Patch status")
+    if examination.drifted:
+        names = ", ".join(finding.patch.name for finding in examination.drifted)
+        raise PatchDriftError(
+            f"drifted: {names}",
+            remedy="see the reasons above; docs/patches.md tells how a patch is refreshed",
+        )
+
+
+@app.command()
+def apply(
+    component: ComponentOption,
+    version: VersionOption,
+    tree: TreeOption,
+    only: OnlyOption = None,
+    json: JsonOption = False,
+    diff: DiffOption = False,
+) -> None:
+    """Apply what is needed, or change nothing at all. Doing it twice is the same as once."""
+    if diff:
+        sys.stdout.write(unified_diff(examine(tree, component, version, names=only or ())))
+    examination = apply_series(tree, component, version, names=only or ())
+    if not diff:
+        _show(examination, json=json, title="Patched")
+    applied = sum(finding.status is Status.APPLIED for finding in examination.findings)
+    note(
+        f"{applied} of {len(examination.findings)} patches are applied; the receipt is {tree}/.sparkwright/patches.json"
+    )
+
+
+@app.command()
+def revert(component: ComponentOption, version: VersionOption, tree: TreeOption, json: JsonOption = False) -> None:
+    """Give every byte back."""
+    _show(revert_series(tree, component, version), json=json, title="Reverted")
