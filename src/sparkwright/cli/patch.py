@@ -9,7 +9,8 @@ import typer
 from sparkwright.errors import PatchDriftError
 from sparkwright.patching.engine import Examination, apply_series, examine, revert_series, unified_diff
 from sparkwright.patching.model import Status
-from sparkwright.patching.series import COMPONENTS, load_series
+from sparkwright.patching.receipt import RECEIPT
+from sparkwright.patching.series import COMPONENTS, NamedPatch, load_series, select
 from sparkwright.report import note, print_json, print_table
 
 app = typer.Typer(
@@ -23,6 +24,10 @@ TreeOption = Annotated[Path, typer.Option("--tree", help="Unpacked source tree (
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", help="Only this patch; may be given several times.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
 DiffOption = Annotated[bool, typer.Option("--diff", help="Print the unified diff of what applying would change.")]
+
+
+def _chosen(component: str, only: list[str] | None) -> tuple[NamedPatch, ...]:
+    return select(load_series(component), tuple(only or ()))
 
 
 def _show(examination: Examination, *, json: bool, title: str) -> None:
@@ -84,7 +89,7 @@ def status(
     diff: DiffOption = False,
 ) -> None:
     """Say what each patch is to a tree; changes nothing. Ends with 3 when one is drifted."""
-    examination = examine(tree, component, version, names=only or ())
+    examination = examine(tree, component, version, series=_chosen(component, only))
     if diff:
         sys.stdout.write(unified_diff(examination))
     else:
@@ -108,14 +113,12 @@ def apply(
 ) -> None:
     """Apply what is needed, or change nothing at all. Doing it twice is the same as once."""
     if diff:
-        sys.stdout.write(unified_diff(examine(tree, component, version, names=only or ())))
-    examination = apply_series(tree, component, version, names=only or ())
+        sys.stdout.write(unified_diff(examine(tree, component, version, series=_chosen(component, only))))
+    examination = apply_series(tree, component, version, series=_chosen(component, only))
     if not diff:
         _show(examination, json=json, title="Patched")
     applied = sum(finding.status is Status.APPLIED for finding in examination.findings)
-    note(
-        f"{applied} of {len(examination.findings)} patches are applied; the receipt is {tree}/.sparkwright/patches.json"
-    )
+    note(f"{applied} of {len(examination.findings)} patches are applied; the receipt is {tree / RECEIPT}")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from sparkwright.files import exclusive_lock, sha256_bytes
 from sparkwright.patching.model import Status
 from sparkwright.patching.plan import Finding, decode, examine_series
 from sparkwright.patching.receipt import Receipt, ReceiptEntry, TouchedFile, read_receipt
-from sparkwright.patching.series import load_series, select
+from sparkwright.patching.series import NamedPatch, load_series
 from sparkwright.patching.transaction import commit, original, pending, recover
 from sparkwright.patching.tree import OverlayTree, Tree, open_directory
 
@@ -80,8 +80,8 @@ def _pristine(root: Path, current: Tree, receipt: Receipt | None) -> tuple[Tree,
     return OverlayTree(current, before_patches), wrong
 
 
-def examine(root: Path, component: str, version: str, *, names: Sequence[str] = ()) -> Examination:
-    """Judge a series on a tree; writes nothing, also where a run was interrupted.
+def examine(root: Path, component: str, version: str, *, series: Sequence[NamedPatch] | None = None) -> Examination:
+    """Judge a series (by default all patches of the component) on a tree; writes nothing.
 
     A patch that the receipt lists as applied, by the same definition, is `applied`. One whose files changed since
     is `drifted`.
@@ -100,8 +100,8 @@ def examine(root: Path, component: str, version: str, *, names: Sequence[str] = 
             remedy=f"name that component and version, or unpack {component} {version} elsewhere",
         )
     pristine, wrong = _pristine(root, current, receipt)
-    series = select(load_series(component), tuple(names))
-    findings = [_with_receipt(finding, receipt, wrong) for finding in examine_series(series, pristine, version, root)]
+    chosen = load_series(component) if series is None else series
+    findings = [_with_receipt(finding, receipt, wrong) for finding in examine_series(chosen, pristine, version, root)]
     return Examination(
         component=component,
         version=version,
@@ -181,8 +181,12 @@ def require_no_drift(examination: Examination) -> None:
     )
 
 
-def apply_series(root: Path, component: str, version: str, *, names: Sequence[str] = ()) -> Examination:
-    """Apply what is needed, all or nothing; doing it again changes nothing.
+def apply_series(
+    root: Path, component: str, version: str, *, series: Sequence[NamedPatch] | None = None
+) -> Examination:
+    """Apply what is needed of a series, all or nothing; doing it again changes nothing.
+
+    The tree holds exactly this series afterwards: what an earlier, larger one changed is taken back.
 
     Returns the examination of the tree as it was left.
 
@@ -194,7 +198,7 @@ def apply_series(root: Path, component: str, version: str, *, names: Sequence[st
     open_directory(component, root)
     with exclusive_lock(root, doing="patching"):
         recover(root)
-        found = examine(root, component, version, names=names)
+        found = examine(root, component, version, series=series)
         require_no_drift(found)
         wanted = _result(found)
         receipt = _receipt(found)
@@ -203,10 +207,12 @@ def apply_series(root: Path, component: str, version: str, *, names: Sequence[st
         changes |= {path: content for path, content in wanted.items() if found.current.read(path) != content}
         if changes or receipt != found.receipt:
             commit(root, changes, receipt)
-    return examine(root, component, version, names=names)
+    return examine(root, component, version, series=series)
 
 
-def revert_series(root: Path, component: str, version: str) -> Examination:
+def revert_series(
+    root: Path, component: str, version: str, *, series: Sequence[NamedPatch] | None = None
+) -> Examination:
     """Give every byte back; a tree that was never patched is left alone.
 
     Raises:
@@ -215,7 +221,7 @@ def revert_series(root: Path, component: str, version: str) -> Examination:
     open_directory(component, root)
     with exclusive_lock(root, doing="patching"):
         recover(root)
-        found = examine(root, component, version)
+        found = examine(root, component, version, series=series)
         if found.receipt is not None:
             _, wrong = _pristine(root, found.current, found.receipt)
             if wrong:
@@ -224,7 +230,7 @@ def revert_series(root: Path, component: str, version: str) -> Examination:
                     remedy="undo your own change first, or unpack the source again",
                 )
             commit(root, {path: found.pristine.read(path) for path in found.receipt.first_and_last()}, None)
-    return examine(root, component, version)
+    return examine(root, component, version, series=series)
 
 
 def unified_diff(examination: Examination) -> str:

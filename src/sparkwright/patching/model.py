@@ -37,6 +37,19 @@ def _checked_path(path: str) -> None:
         raise ConfigurationError(f"{path!r} is not a path inside the tree")
 
 
+def _checked_insertion(path: str, anchor: str, text: str, count: int) -> None:
+    _checked_path(path)
+    if not anchor or not text or count < 1:
+        raise ConfigurationError(f"an edit of {path} inserts nothing")
+
+
+def _exchange(path: str, text: str, old: str, new: str, count: int) -> str:
+    found = text.count(old)
+    if found != count:
+        raise EditMismatchError(f"{path}: expected {count} of {_shown(old)}, found {found}")
+    return text.replace(old, new)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Replace:
     """Replace `old` by `new`; `old` must stand in the file exactly `count` times.
@@ -58,10 +71,7 @@ class Replace:
 
     def apply(self, text: str) -> str:
         """The edited text, or EditMismatchError when `old` does not stand there exactly `count` times."""
-        found = text.count(self.old)
-        if found != self.count:
-            raise EditMismatchError(f"{self.path}: expected {self.count} of {_shown(self.old)}, found {found}")
-        return text.replace(self.old, self.new)
+        return _exchange(self.path, text, self.old, self.new, self.count)
 
     def is_done(self, text: str) -> bool:
         """Whether the text looks as this edit leaves it; a deletion leaves nothing to recognise."""
@@ -77,14 +87,14 @@ class InsertBefore:
     text: str
     count: int = 1
 
-    def _replace(self) -> Replace:
-        return Replace(path=self.path, old=self.anchor, new=self.text + self.anchor, count=self.count)
+    def __post_init__(self) -> None:
+        _checked_insertion(self.path, self.anchor, self.text, self.count)
 
     def apply(self, text: str) -> str:
         """As Replace.apply; a text that already holds the insertion does not match."""
         if self.is_done(text):
             raise EditMismatchError(f"{self.path}: the insertion is already there")
-        return self._replace().apply(text)
+        return _exchange(self.path, text, self.anchor, self.text + self.anchor, self.count)
 
     def is_done(self, text: str) -> bool:
         """Whether every anchor is preceded by the insertion."""
@@ -100,14 +110,14 @@ class InsertAfter:
     text: str
     count: int = 1
 
-    def _replace(self) -> Replace:
-        return Replace(path=self.path, old=self.anchor, new=self.anchor + self.text, count=self.count)
+    def __post_init__(self) -> None:
+        _checked_insertion(self.path, self.anchor, self.text, self.count)
 
     def apply(self, text: str) -> str:
         """As Replace.apply; a text that already holds the insertion does not match."""
         if self.is_done(text):
             raise EditMismatchError(f"{self.path}: the insertion is already there")
-        return self._replace().apply(text)
+        return _exchange(self.path, text, self.anchor, self.anchor + self.text, self.count)
 
     def is_done(self, text: str) -> bool:
         """Whether every anchor is followed by the insertion."""
