@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-from sparkwright.errors import PatchDriftError
+from sparkwright.errors import PatchDriftError, UsageError
+from sparkwright.files import write_atomic, write_json
 from sparkwright.patching.engine import Examination, apply_series, examine, revert_series, unified_diff
+from sparkwright.patching.matrix import MATRIX_JSON, build_matrix, read_matrix
 from sparkwright.patching.model import Status
+from sparkwright.patching.pages import pages
 from sparkwright.patching.receipt import RECEIPT
 from sparkwright.patching.series import COMPONENTS, NamedPatch, load_series, select
 from sparkwright.report import note, print_json, print_table
@@ -125,3 +128,44 @@ def apply(
 def revert(component: ComponentOption, version: VersionOption, tree: TreeOption, json: JsonOption = False) -> None:
     """Give every byte back."""
     _show(revert_series(tree, component, version), json=json, title="Reverted")
+
+
+@app.command()
+def matrix(
+    release: Annotated[
+        list[str] | None, typer.Option("--release", help="Only this one, as component=version; several are possible.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/patch-matrix.* and the pages made of it.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the stored matrix.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Run the whole series against upstream releases (their sources are fetched when needed)."""
+    made = build_matrix(release or ())
+    if write:
+        if release:
+            raise UsageError("--write needs every release", remedy="leave --release out")
+        write_json(MATRIX_JSON, made.model_dump(mode="json"))
+        for path, text in pages(made).items():
+            write_atomic(path, text)
+            note(f"wrote {path}")
+    if check:
+        stored = read_matrix()
+        for grid in made.grids:
+            if grid != stored.grid(grid.component).only(grid.releases):
+                raise PatchDriftError(
+                    f"the stored matrix of {grid.component} is not what the sources say",
+                    cause="a patch changed since the matrix was written",
+                    remedy="run `sparkwright patch matrix --write` and look at the difference",
+                )
+    if json:
+        print_json(made.model_dump(mode="json"))
+    else:
+        for grid in made.grids:
+            print_table(
+                f"Patch matrix: {grid.component}",
+                ("patch", *grid.releases),
+                [(row.name, *(row.cells[name].status for name in grid.releases)) for row in grid.rows],
+            )
+    made.require_no_drift()
