@@ -69,8 +69,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold `path`, a lock file or a folder, or say at once who holds it.
+def exclusive_lock(path: Path, *, doing: str, wait: bool = False) -> Iterator[None]:
+    """Hold `path`, a lock file or a folder; when another run holds it, say so at once, or `wait` for it to end.
 
     Raises:
         LockedError: another process holds the lock.
@@ -83,7 +83,7 @@ def exclusive_lock(path: Path, *, doing: str) -> Iterator[None]:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise LockedError(
                 f"another run is already {doing} in {path}",
