@@ -4,8 +4,12 @@ import sys
 
 import typer
 
+from sparkwright import __version__
 from sparkwright.cli import patch
-from sparkwright.errors import SparkwrightError
+from sparkwright.errors import SparkwrightError, UsageError
+from sparkwright.report import note
+
+_TYPER_USAGE = 2  # what typer ends with when the command line is wrong
 
 app = typer.Typer(
     name="sparkwright",
@@ -13,8 +17,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(patch.app, name="patch")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version of sparkwright and end."),
+) -> None:
+    if version:
+        print(f"sparkwright {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main() -> None:
@@ -22,5 +39,7 @@ def main() -> None:
     try:
         app()
     except SparkwrightError as error:
-        print(f"sparkwright: {error}", file=sys.stderr)
+        note(f"sparkwright: {error}")
         sys.exit(error.exit_code)
+    except SystemExit as end:
+        sys.exit(UsageError.exit_code if end.code == _TYPER_USAGE else end.code)
