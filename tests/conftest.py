@@ -18,7 +18,9 @@ Patched = Callable[[str, str, Sequence[str]], Path]
 
 def _unpacked(file: PinnedFile) -> Path:
     """The pristine tree of an archive, unpacked once into the cache; tests only read it."""
-    return unpack(fetch(file), cache() / "trees" / f"{file.project}-{file.version}-{file.kind}-{file.sha256[:12]}", reuse=True)
+    return unpack(
+        fetch(file), cache() / "trees" / f"{file.project}-{file.version}-{file.kind}-{file.sha256[:12]}", reuse=True
+    )
 
 
 @pytest.fixture(scope="session")
