@@ -91,6 +91,14 @@ def test_apply_then_again_then_revert(tree: Path) -> None:
     assert not (tree / ".sparkwright").exists()
 
 
+def test_revert_leaves_what_others_keep_in_the_state_folder(tree: Path) -> None:
+    make_tree(tree, {".sparkwright/unpacked.json": b"{}"})
+    before = snapshot(tree)
+    apply_series(tree, "vllm", VERSION, series=[FIX])
+    revert_series(tree, "vllm", VERSION, series=[FIX])
+    assert snapshot(tree) == before
+
+
 def test_status_writes_nothing(tree: Path) -> None:
     before = snapshot(tree)
     examine(tree, "vllm", VERSION, series=[FIX])

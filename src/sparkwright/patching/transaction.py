@@ -5,6 +5,7 @@ point. Before it the tree is the old one. After it the tree counts as the new on
 renames, and a reader looks through `PendingTree` until then.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -82,8 +83,8 @@ def recover(root: Path) -> bool:
     if journal is not None:
         _finish(root, journal)
         return True
-    if (root / STATE).is_dir() and read_receipt(root) is None:
-        shutil.rmtree(root / STATE)  # copies made by a first run that ended before its commit point
+    if read_receipt(root) is None:
+        _clear(root)  # copies made by a first run that ended before its commit point
     return False
 
 
@@ -163,10 +164,19 @@ def _finish(root: Path, journal: _Journal) -> None:
     _tidy(root, journal.receipt)
 
 
+def _clear(root: Path) -> None:
+    """Remove all of ours from the tree; the folder stays while something else lies in it."""
+    for name in (_STAGED, _ORIGINALS):
+        if (root / name).is_dir():
+            shutil.rmtree(root / name)
+    with contextlib.suppress(OSError):  # not there, or not empty: the note of `unpack` lies there
+        (root / STATE).rmdir()
+
+
 def _tidy(root: Path, receipt: Receipt | None) -> None:
     """Drop what no receipt needs any more; a revert leaves no trace."""
     if receipt is None:
-        shutil.rmtree(root / STATE)
+        _clear(root)
         return
     shutil.rmtree(root / _STAGED, ignore_errors=True)  # absent when the transaction only removed files
     needed = {path for path, (before, _) in receipt.first_and_last().items() if before is not None}
