@@ -136,9 +136,7 @@ def matrix(
         list[str] | None, typer.Option("--release", help="Only this one, as component=version; several are possible.")
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write docs/patch-matrix.* and the pages made of it.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Compare with the stored matrix.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare with the stored matrix.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Run the whole series against upstream releases (their sources are fetched when needed)."""

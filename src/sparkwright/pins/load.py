@@ -53,8 +53,17 @@ def load_toolchain() -> Toolchain:
 
 
 def load_releases() -> Releases:
-    """The upstream releases of the patch matrix."""
-    return read(paths.PINS / "releases.toml", Releases)
+    """The upstream releases of the patch matrix: those of the lines, and those pinned for the matrix alone."""
+    others = read(paths.PINS / "releases.toml", Releases)
+    examined = {component.name for component in others.components}
+    ours = [component for name in lines() for component in load_line(name).components if component.name in examined]
+    try:
+        return Releases(component=(*others.components, *ours))
+    except ValidationError as error:
+        raise ConfigurationError(
+            "pins/releases.toml repeats a release of a line",
+            remedy="remove it there: the matrix takes it from the line's own file",
+        ) from error
 
 
 def host_wheel_kind() -> FileKind:

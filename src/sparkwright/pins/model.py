@@ -175,6 +175,8 @@ class Line(_Collection):
 
     name: Text
     arch_list: tuple[str, ...] = Field(min_length=1)
+    torch: Text
+    """The release that upstream builds this vLLM against."""
     requirements: tuple[FileName, ...]
     """Lock files of requirements/ that this line's environments are made of."""
     native_units: tuple[Text, ...] = ()
@@ -245,7 +247,7 @@ class Toolchain(_Collection):
 
 
 class Releases(_Collection):
-    """Every upstream release that the patch matrix looks at; several components share a name."""
+    """Upstream releases that the patch matrix looks at; several components share a name."""
 
     @model_validator(mode="after")
     def _all_differ(self) -> Self:
