@@ -1,0 +1,96 @@
+"""`sparkwright pins`: what is pinned, whether every copy agrees, and the lock files made from it."""
+
+from typing import Annotated
+
+import typer
+
+from sparkwright.errors import ConfigurationError
+from sparkwright.paths import CHECKOUT
+from sparkwright.pins import default_line, load_line, load_toolchain
+from sparkwright.pins.copies import copies
+from sparkwright.pins.lock import lock as make_lock
+from sparkwright.pins.lock import lock_names
+from sparkwright.report import note, print_json, print_table
+
+app = typer.Typer(
+    help="What is pinned, and whether everything made from the pins agrees with them.", no_args_is_help=True
+)
+
+LineOption = Annotated[str | None, typer.Option("--line", help="Release line; the newest when not given.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
+
+
+@app.command()
+def show(line: LineOption = None, json: JsonOption = False) -> None:
+    """Show what a release line and the toolchain are made of."""
+    pins = load_line(line or default_line())
+    toolchain = load_toolchain()
+    if json:
+        print_json({"line": pins.model_dump(mode="json"), "toolchain": toolchain.model_dump(mode="json")})
+        return
+    for title, components in ((f"Release line {pins.name}", pins.components), ("Toolchain", toolchain.components)):
+        print_table(
+            title,
+            ("component", "version", "kind", "MB", "licence", "why this version"),
+            [
+                (
+                    component.name,
+                    component.version,
+                    file.kind,
+                    f"{file.size / 1e6:.1f}",
+                    component.licence,
+                    component.why,
+                )
+                for component in components
+                for file in component.files
+            ],
+        )
+    print_table(
+        f"What upstream's CMake of {pins.name} would clone",
+        ("name", "repository", "revision", "taken from a folder by"),
+        [(one.name, one.repository, one.commit or one.tag, one.variable) for one in pins.fetch_content],
+    )
+    print_table(
+        "Build",
+        ("what", "value"),
+        [
+            ("TORCH_CUDA_ARCH_LIST", ";".join(pins.arch_list)),
+            ("torch", pins.torch),
+            ("CUTLASS headers", f"{pins.cutlass.version} from {pins.cutlass_file().name}: {pins.cutlass.why}"),
+            ("requirements", ", ".join(pins.requirements) or "none"),
+            ("native units", ", ".join(pins.native_units) or f"none: {pins.why}"),
+        ],
+    )
+
+
+@app.command()
+def check(json: JsonOption = False) -> None:
+    """Compare every generated copy with the pins; ends with 78 when one differs."""
+    findings = [(str(copy.path.relative_to(CHECKOUT)), list(copy.differences())) for copy in copies()]
+    if json:
+        print_json([{"path": path, "agrees": not found, "differences": found} for path, found in findings])
+    else:
+        print_table(
+            "Copies of the pins",
+            ("file", "result"),
+            [(path, "; ".join(found) or "agrees") for path, found in findings],
+        )
+    wrong = [f"{path} {one}" for path, found in findings for one in found]
+    if wrong:
+        raise ConfigurationError(
+            "\n".join(wrong),
+            cause="a copy was edited by hand, or the pins were changed and the copy was not made anew",
+            remedy="correct pins/, or run `sparkwright pins lock` for the files of requirements/",
+        )
+
+
+@app.command()
+def lock(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Files of requirements/, such as dev.txt; all by default.")
+    ] = None,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Take newer releases where nothing pins them.")] = False,
+) -> None:
+    """Make the hash-locked requirement files anew; for maintainers, needs the package index."""
+    for name in names or lock_names():
+        note(f"locked {make_lock(name, upgrade=upgrade).relative_to(CHECKOUT)}")
