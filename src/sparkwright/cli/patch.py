@@ -29,6 +29,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 DiffOption = Annotated[bool, typer.Option("--diff", help="Print the unified diff of what applying would change.")]
 
 
+_LETTERS = {
+    Status.NEEDED: "N",
+    Status.APPLIED: "A",
+    Status.UPSTREAM: "u",
+    Status.NOT_APPLICABLE: "-",
+    Status.DRIFTED: "D",
+}
+
+
 def _chosen(component: str, only: list[str] | None) -> tuple[NamedPatch, ...]:
     return select(load_series(component), tuple(only or ()))
 
@@ -160,10 +169,10 @@ def matrix(
     if json:
         print_json(made.model_dump(mode="json"))
     else:
-        for grid in made.grids:
+        for grid in (grid for grid in made.grids if grid.releases):
             print_table(
-                f"Patch matrix: {grid.component}",
+                f"{grid.component}: N needed, u upstream, - not applicable, D drifted",
                 ("patch", *grid.releases),
-                [(row.name, *(row.cells[name].status for name in grid.releases)) for row in grid.rows],
+                [(row.name, *(_LETTERS[row.cells[name].status] for name in grid.releases)) for row in grid.rows],
             )
     made.require_no_drift()
