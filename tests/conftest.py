@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sparkwright.native.toolchain import toolchain
 from sparkwright.patching.engine import apply_series
 from sparkwright.patching.series import load_series, select
 from sparkwright.paths import cache
@@ -21,6 +22,12 @@ def _unpacked(file: PinnedFile) -> Path:
     return unpack(
         fetch(file), cache() / "trees" / f"{file.project}-{file.version}-{file.kind}-{file.sha256[:12]}", reuse=True
     )
+
+
+@pytest.fixture(scope="session")
+def cuda_home() -> Path:
+    """The CUDA toolchain from the pinned wheels: nvcc, cuobjdump, headers."""
+    return toolchain()
 
 
 @pytest.fixture(scope="session")
