@@ -5,7 +5,7 @@ import sys
 import typer
 
 from sparkwright import __version__
-from sparkwright.cli import patch
+from sparkwright.cli import patch, pins
 from sparkwright.errors import SparkwrightError, UsageError
 from sparkwright.report import note
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(pins.app, name="pins")
 app.add_typer(patch.app, name="patch")
 
 

@@ -98,7 +98,13 @@ def read(path: Path, model: type[_Model]) -> _Model:
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error.what}", cause=error.cause, remedy=error.remedy) from error
     except ValidationError as error:
-        faults = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+        places = [fault["loc"] for fault in error.errors()]
+        faults = [
+            f"{_place(fault['loc'])}: {fault['msg']}"
+            for fault in error.errors()
+            # A list of which an item was refused is also reported as too short; only the item is the fault.
+            if not any(len(place) > len(fault["loc"]) == _common(place, fault["loc"]) for place in places)
+        ]
         raise ConfigurationError(
             f"{path} is refused: " + "; ".join(faults),
             cause="a key is missing, misspelt or unknown, or a hash or commit is not given in full",
@@ -108,6 +114,10 @@ def read(path: Path, model: type[_Model]) -> _Model:
 
 def _place(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "the file"
+
+
+def _common(one: tuple[int | str, ...], other: tuple[int | str, ...]) -> int:
+    return len(os.path.commonprefix([one, other]))
 
 
 def _is_version(text: str) -> bool:
