@@ -9,7 +9,7 @@ import typer
 from sparkwright.errors import PatchDriftError, UsageError
 from sparkwright.files import write_atomic, write_json
 from sparkwright.patching.engine import Examination, apply_series, examine, revert_series, unified_diff
-from sparkwright.patching.matrix import MATRIX_JSON, build_matrix, read_matrix
+from sparkwright.patching.matrix import MATRIX_JSON, Grid, build_matrix, read_matrix
 from sparkwright.patching.model import Status
 from sparkwright.patching.pages import pages
 from sparkwright.patching.receipt import RECEIPT
@@ -29,13 +29,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 DiffOption = Annotated[bool, typer.Option("--diff", help="Print the unified diff of what applying would change.")]
 
 
-_LETTERS = {
-    Status.NEEDED: "N",
-    Status.APPLIED: "A",
-    Status.UPSTREAM: "u",
-    Status.NOT_APPLICABLE: "-",
-    Status.DRIFTED: "D",
-}
+def _cell(grid: Grid, release: str, status: Status) -> str:
+    """What needs attention by name, the rest as a number."""
+    rows = grid.with_status(release, status)
+    return ", ".join(row.name for row in rows) if status in (Status.NEEDED, Status.DRIFTED) else str(len(rows) or "")
 
 
 def _chosen(component: str, only: list[str] | None) -> tuple[NamedPatch, ...]:
@@ -169,10 +166,10 @@ def matrix(
     if json:
         print_json(made.model_dump(mode="json"))
     else:
-        for grid in (grid for grid in made.grids if grid.releases):
+        for grid in made.grids:
             print_table(
-                f"{grid.component}: N needed, u upstream, - not applicable, D drifted",
-                ("patch", *grid.releases),
-                [(row.name, *(_LETTERS[row.cells[name].status] for name in grid.releases)) for row in grid.rows],
+                f"Patch matrix: {grid.component}",
+                ("release", *Status),
+                [(release, *(_cell(grid, release, status) for status in Status)) for release in grid.releases],
             )
     made.require_no_drift()
