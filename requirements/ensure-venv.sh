@@ -21,7 +21,7 @@ ensure_venv() {
 	python=$(find_python) || return
 	lock=$checkout/requirements/dev.txt
 	stamp=$checkout/.venv/made-from
-	if [[ -x $checkout/.venv/bin/sparkwright ]] && cat "$lock" "$checkout/pyproject.toml" | cmp -s - "$stamp"; then
+	if [[ -x $checkout/.venv/bin/sparkwright ]] && cmp -s "$lock" "$stamp"; then
 		return
 	fi
 	printf 'Making .venv from requirements/dev.txt (about a minute the first time)\n' >&2
@@ -31,7 +31,11 @@ ensure_venv() {
 		return 69
 	fi
 	local pip=("$checkout/.venv/bin/python" -m pip --disable-pip-version-check --quiet)
-	"${pip[@]}" install --require-hashes --requirement "$lock"
+	if ! "${pip[@]}" install --require-hashes --requirement "$lock"; then
+		printf 'sparkwright: the packages of requirements/dev.txt could not be installed (see above).\n' >&2
+		printf 'What to do: make the Python package index reachable, then run %s again\n' "$0" >&2
+		return 69
+	fi
 	"${pip[@]}" install --no-deps --no-build-isolation --editable "$checkout"
-	cat "$lock" "$checkout/pyproject.toml" >"$stamp"
+	cp "$lock" "$stamp"
 }
