@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -46,14 +47,14 @@ class Entry:
 def parse_entries(text: str) -> tuple[Entry, ...]:
     """Read `cuobjdump -res-usage` of a fat binary: its members in order."""
     headings = list(_HEADING.finditer(text))
-    ends = [heading.start() for heading in headings[1:]] + [len(text)]
+    bounds = [*(heading.start() for heading in headings), len(text)]
     return tuple(
         Entry(
             is_sass=heading["kind"] == "elf",
             target=Target.parse(heading["target"]),
             max_registers=_largest(text[heading.end() : end]),
         )
-        for heading, end in zip(headings, ends, strict=True)
+        for heading, (_, end) in zip(headings, pairwise(bounds), strict=True)
         if heading["kind"] in ("elf", "ptx")
     )
 
@@ -69,8 +70,8 @@ def parse_disassembly(text: str, *, cubin: bytes, labelled: Target | None, max_r
     fp4_mma = fp8_mma = convert = decode = traps = 0
     family_only = False
     spilling: set[int] = set()
-    sections = [found.start() for found in _SECTION.finditer(text)]
-    for index, (start, end) in enumerate(zip(sections, [*sections[1:], len(text)], strict=True)):
+    bounds = [*(found.start() for found in _SECTION.finditer(text)), len(text)]
+    for index, (start, end) in enumerate(pairwise(bounds)):
         for found in _INSTRUCTION.finditer(text, start, end):
             modifiers = found["modifiers"].split(".")
             match found["opcode"]:

@@ -37,8 +37,8 @@ def audit(
         typer.Option(
             "--require",
             help="Fail (exit 4) unless each PATH holds to it: **sm121** all its files with device code hold machine "
-            "code that loads on 12.1; **fp4-mma** FP4 tensor-core instructions, and no trap left by CUTLASS for a wrong "
-            "target; **e2m1-convert** native E2M1 conversions. May be given several times.",
+            "code that loads on 12.1; **fp4-mma** FP4 tensor-core instructions, and no trap left by CUTLASS for a "
+            "wrong target; **e2m1-convert** native E2M1 conversions. May be given several times.",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")] = False,
