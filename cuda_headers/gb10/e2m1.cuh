@@ -183,7 +183,9 @@ template <typename Pair>
 GB10_HOST_DEVICE uint64_t float16_to_e2m1(const Pair (&x)[8]) {
   const Pair low[4] = {x[0], x[1], x[2], x[3]};
   const Pair high[4] = {x[4], x[5], x[6], x[7]};
-  return (static_cast<uint64_t>(float8_to_e2m1(high)) << 32) | float8_to_e2m1(low);
+  const uint32_t low_packed = float8_to_e2m1(low);
+  const uint32_t high_packed = float8_to_e2m1(high);
+  return (static_cast<uint64_t>(high_packed) << 32) | low_packed;
 }
 
 }  // namespace gb10
