@@ -244,7 +244,8 @@ class Patch:
     The name of a patch is the name of its file. `kind` is `python` when no compiled object depends on the files
     touched, else `native`, and then `objects` are globs over object paths below the build tree that it changes.
     A `detector` has signs of the fault in `fault` and no edits: where the fault shows, it is reported as drifted,
-    because nothing here mends it.
+    because nothing here mends it. A `setting` is a row without edits or fault: where upstream lacks something that
+    a setting gives, its signs say `not-applicable` and the text says what to set.
     """
 
     title: str
@@ -264,14 +265,18 @@ class Patch:
     upstream: tuple[Because, ...] = ()
     not_applicable: tuple[Because, ...] = ()
     fault: tuple[Because, ...] = ()
+    setting: str = ""
+    """What to set instead of a patch."""
     objects: tuple[str, ...] = ()
     after: tuple[str, ...] = field(default=())
     """Names of patches of the same component that must come first; all else goes by name."""
 
     def __post_init__(self) -> None:
         SpecifierSet(self.releases)
-        if bool(self.variants) == bool(self.fault):
-            raise ConfigurationError(f"{self.title}: a patch has either edits or, as a detector, signs of the fault")
+        if [bool(self.variants), bool(self.fault), bool(self.setting)].count(True) != 1:
+            raise ConfigurationError(
+                f"{self.title}: a patch has edits, or signs of the fault (a detector), or a setting"
+            )
         if self.kind == "native" and not self.objects and self.variants:
             raise ConfigurationError(f"{self.title}: a native patch says which objects it changes")
         if self.kind == "python" and self.objects:
