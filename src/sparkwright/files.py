@@ -41,6 +41,12 @@ def explain_write_errors(target: Path) -> Iterator[None]:
                 cause="the folder belongs to another user or is mounted read-only",
                 remedy="choose a writable folder, or change its owner",
             ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise OutputError(
+                f"{target} cannot be written: a file stands where a folder is needed",
+                cause=f"it is {error.filename}",
+                remedy="remove or rename that file, or choose another folder",
+            ) from error
         raise
 
 

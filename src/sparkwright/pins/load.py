@@ -103,7 +103,7 @@ def read(path: Path, model: type[_Model]) -> _Model:
             f"{_place(fault['loc'])}: {fault['msg']}"
             for fault in error.errors()
             # A list of which an item was refused is also reported as too short; only the item is the fault.
-            if not any(len(place) > len(fault["loc"]) == _common(place, fault["loc"]) for place in places)
+            if not any(place != fault["loc"] == place[: len(fault["loc"])] for place in places)
         ]
         raise ConfigurationError(
             f"{path} is refused: " + "; ".join(faults),
@@ -114,10 +114,6 @@ def read(path: Path, model: type[_Model]) -> _Model:
 
 def _place(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "the file"
-
-
-def _common(one: tuple[int | str, ...], other: tuple[int | str, ...]) -> int:
-    return len(os.path.commonprefix([one, other]))
 
 
 def _is_version(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Unpack sdists and wheels so that nothing lands outside the folder and nothing is left half done."""
 
 import calendar
+import gzip
 import json
 import os
 import shutil
@@ -18,6 +19,18 @@ from sparkwright.files import exclusive_lock, explain_write_errors, sha256_file
 
 _RECORD: Final = ".sparkwright/unpacked.json"
 """Says in an unpacked folder which archive it came from; it is written last, before the rename."""
+
+_DAMAGED: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+"""What the libraries raise on archives that are damaged, encrypted or packed in a way they do not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +114,7 @@ def _write_entries(archive: Path, folder: Path) -> None:
             _write(entry, folder)
             if entry.kind == "symlink":
                 links.add(entry.path)
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except _DAMAGED as error:
         raise InputUnreadableError(
             f"{archive} cannot be unpacked: {error}", cause="the file is damaged or not an archive of its kind"
         ) from error
@@ -120,7 +125,7 @@ def _write_entries(archive: Path, folder: Path) -> None:
 
 
 def _tar_entries(archive: Path) -> Iterator[_Entry]:
-    with tarfile.open(archive, "r:gz") as tar:
+    with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             kind: Literal["folder", "file", "symlink", "hardlink"]
             if member.isdir():
@@ -141,6 +146,9 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
                 content=tar.extractfile(member) if kind == "file" else None,
                 link=member.linkname,
             )
+        # tarfile stops at the end mark; only the last bytes tell whether gzip's checksum holds.
+        while stream.read(1 << 20):
+            pass
 
 
 def _zip_entries(archive: Path) -> Iterator[_Entry]:
