@@ -1,0 +1,120 @@
+"""Configure vLLM with its own CMake, for exactly the targets that pins/ names and without touching the network."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sparkwright.errors import BuildFailedError, CommandFailedError, UsageError
+from sparkwright.files import sha256_bytes, write_json
+from sparkwright.native import measure
+from sparkwright.native.environment import BuildEnvironment
+from sparkwright.native.layout import Layout
+from sparkwright.paths import CHECKOUT, cache
+from sparkwright.pins import Line
+from sparkwright.run import run
+
+BUILD_TYPE: Final = "Release"
+"""Without debug information: it is four fifths of a library, and binds entries of the compiler cache to one folder."""
+_RECORD: Final = "sparkwright-configured.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How CMake is called: the arguments that also setup.py takes on, and the environment of CMake and ninja."""
+
+    source: Path
+    build: Path
+    arguments: tuple[str, ...]
+    variables: dict[str, str]
+
+    def digest(self) -> str:
+        """Changes when CMake has to be called again; edits of CMake files are noticed by ninja itself."""
+        relevant = {name: value for name, value in self.variables.items() if not name.startswith("CCACHE_")}
+        return sha256_bytes(json.dumps([str(self.source), self.arguments, relevant], sort_keys=True).encode())
+
+
+def find_ccache() -> Path | None:
+    """The compiler cache, when it is installed."""
+    found = shutil.which("ccache")
+    return Path(found) if found else None
+
+
+def configuration(
+    *, line: Line, source: Path, cutlass: Path, environment: BuildEnvironment, folders: Layout, ccache: Path | None
+) -> Configuration:
+    """Put together how a line is configured.
+
+    Raises:
+        UsageError: a path holds white space, which CMake's and vLLM's own scripts split.
+    """
+    for path in (source, folders.root, environment.prefix, cutlass):
+        if any(character.isspace() or character == ";" for character in str(path)):
+            raise UsageError(
+                f"the build cannot work in {path}",
+                cause="vLLM's build splits paths at white space and semicolons",
+                remedy="move the checkout, or set SPARKWRIGHT_CACHE to a folder without them",
+            )
+    launcher = [sys.executable, "-I", "-S", measure.__file__, str(folders.measurements)]
+    launcher += [str(ccache)] if ccache else []
+    launch = ";".join(launcher)
+    return Configuration(
+        source=source,
+        build=folders.native,
+        arguments=(
+            f"-DCUTLASS_INCLUDE_DIR={cutlass / 'include'}",
+            f"-DCUTLASS_TOOLS_UTIL_INCLUDE_DIR={cutlass / 'tools' / 'util' / 'include'}",
+            f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launch}",
+            f"-DCMAKE_CXX_COMPILER_LAUNCHER={launch}",
+            "-DCMAKE_SUPPRESS_DEVELOPER_WARNINGS=ON",
+        ),
+        variables=environment.variables(
+            {
+                "TORCH_CUDA_ARCH_LIST": ";".join(line.arch_list),
+                "VLLM_CUTLASS_SRC_DIR": str(cutlass),
+                "FETCHCONTENT_BASE_DIR": str(folders.fetched),
+                "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(cache() / "ccache"),
+                # A checkout in another folder, and a toolkit installed again, find the same entries.
+                "CCACHE_BASEDIR": str(CHECKOUT),
+                "CCACHE_COMPILERCHECK": "content",
+            }
+        ),
+    )
+
+
+def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> bool:
+    """Call CMake, unless it was called the same way before. Returns whether it was called.
+
+    Raises:
+        BuildFailedError: CMake refuses.
+    """
+    record = how.build / _RECORD
+    wanted = {"digest": how.digest()}
+    if (how.build / "build.ninja").is_file() and record.is_file() and json.loads(record.read_text()) == wanted:
+        return False
+    record.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
+    command: list[str | Path] = [
+        environment.tool("cmake"),
+        *("-S", str(how.source), "-B", str(how.build), "-G", "Ninja"),
+        f"-DCMAKE_MAKE_PROGRAM={environment.tool('ninja')}",
+        f"-DCMAKE_BUILD_TYPE={BUILD_TYPE}",
+        "-DVLLM_TARGET_DEVICE=cuda",
+        "-DVLLM_LEAN=ON",
+        f"-DVLLM_PYTHON_EXECUTABLE={environment.python}",
+        f"-DCMAKE_CUDA_COMPILER={environment.cuda_home / 'bin' / 'nvcc'}",
+        f"-DFETCHCONTENT_BASE_DIR={how.variables['FETCHCONTENT_BASE_DIR']}",
+        "-DNVCC_THREADS=1",
+        *how.arguments,
+    ]
+    try:
+        run(command, env=how.variables, log=log)
+    except CommandFailedError as error:
+        raise BuildFailedError(
+            f"CMake could not configure vLLM:\n{error.what}", remedy=f"the whole output is in {log}"
+        ) from error
+    write_json(record, wanted)
+    return True

@@ -1,0 +1,128 @@
+"""The Python environment that compiles a line: torch, CMake, ninja and CUDA's compiler at locked versions."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sparkwright.errors import CommandFailedError, ConfigurationError, UnavailableError
+from sparkwright.files import exclusive_lock, explain_write_errors, sha256_file, write_json
+from sparkwright.native.compiler import HostCompiler
+from sparkwright.native.cuda_home import add_driver_stub, compose
+from sparkwright.native.toolchain import WHEEL_PREFIX
+from sparkwright.paths import REQUIREMENTS, cache
+from sparkwright.pins import Line
+from sparkwright.report import note
+from sparkwright.run import run
+
+COMPILER_OPTIONS: Final = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+"""Variables through which flags reach nvcc behind the build's back; an -arch there breaks GB10 code."""
+_KEPT: Final = ("HOME", "TMPDIR", "LANG", "LC_ALL", "USER", "CXX")
+_COMPLETE: Final = "sparkwright.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildEnvironment:
+    """A finished environment."""
+
+    prefix: Path
+    lock: str
+    """sha256 of the requirements it was made from."""
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.prefix / "bin" / "python"
+
+    @property
+    def cuda_home(self) -> Path:
+        """The composed CUDA toolkit in it."""
+        return _site_packages(self.prefix) / WHEEL_PREFIX
+
+    def tool(self, name: str) -> Path:
+        """A program of this environment."""
+        return self.prefix / "bin" / name
+
+    def variables(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The whole environment of a program that builds: of the caller's variables only those that do no harm."""
+        kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("CCACHE_")}
+        path = [self.cuda_home / "bin", self.prefix / "bin", os.environ.get("PATH", os.defpath)]
+        own = {
+            "PATH": os.pathsep.join(map(str, path)),
+            "CUDA_HOME": str(self.cuda_home),
+            "VIRTUAL_ENV": str(self.prefix),
+        }
+        return kept | own | dict(extra or {})
+
+
+def requirements_of(line: Line) -> Path:
+    """The lock file of the line's build environment.
+
+    Raises:
+        ConfigurationError: the line has none, because it cannot be compiled.
+    """
+    name = f"build-{line.name}.txt"
+    if name not in line.requirements:
+        raise ConfigurationError(f"line {line.name} has no build environment", cause=line.why)
+    return REQUIREMENTS / name
+
+
+def location(line: Line) -> Path:
+    """Where the environment of a line lies, whether it exists or not."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return cache() / "envs" / f"build-{line.name}-py{python}-{sha256_file(requirements_of(line))[:16]}"
+
+
+def is_complete(prefix: Path) -> bool:
+    """Whether an environment was made to its end."""
+    return (prefix / _COMPLETE).is_file()
+
+
+def build_environment(line: Line, compiler: HostCompiler, log: Path) -> BuildEnvironment:
+    """The environment of a line, made when it is missing or was left unfinished: 3 GB to fetch, 6 GB on disk.
+
+    Raises:
+        UnavailableError: Python cannot make environments, or the package index cannot be reached.
+        OutputError: the cache cannot be written.
+    """
+    requirements, prefix = requirements_of(line), location(line)
+    with exclusive_lock(prefix.with_name(f".{prefix.name}.lock"), doing="making the build environment", wait=True):
+        if not is_complete(prefix):
+            with explain_write_errors(prefix):
+                if prefix.exists():
+                    shutil.rmtree(prefix)
+                _install(prefix, requirements, log)
+                home = compose(_site_packages(prefix) / WHEEL_PREFIX)
+                add_driver_stub(home, compiler)
+                write_json(prefix / _COMPLETE, {"line": line.name, "requirements": sha256_file(requirements)})
+    return BuildEnvironment(prefix=prefix, lock=json.loads((prefix / _COMPLETE).read_text())["requirements"])
+
+
+def _install(prefix: Path, requirements: Path, log: Path) -> None:
+    note(f"making the build environment {prefix.name} (3 GB the first time; log: {log})")
+    try:
+        run([sys.executable, "-m", "venv", prefix], log=log)
+    except CommandFailedError as error:
+        raise UnavailableError(
+            f"{sys.executable} cannot make an environment",
+            cause="its modules venv and ensurepip are not installed",
+            remedy="install them (Debian, Ubuntu: apt install python3-venv)",
+        ) from error
+    # Few retries: without network this must fail in seconds and not in minutes.
+    install: list[str | Path] = [prefix / "bin" / "python", "-m", "pip", "install", "--no-input", "--retries", "2"]
+    try:
+        run([*install, "--require-hashes", "--requirement", requirements], log=log)
+    except CommandFailedError as error:
+        raise UnavailableError(
+            f"the build environment could not be installed; the end of pip's output:\n{error.what}",
+            cause="no network, a mirror without one of the files, or a full disk",
+            remedy=f"check that pip works here, then run the same command again; the whole output is in {log}",
+        ) from error
+
+
+def _site_packages(prefix: Path) -> Path:
+    return prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"

@@ -1,0 +1,197 @@
+"""`sparkwright build --host`: from pins to audited machine code, without Docker and without a GPU."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sparkwright.audit import Failure, raise_on
+from sparkwright.errors import ConfigurationError
+from sparkwright.files import exclusive_lock, write_json
+from sparkwright.native import build_report
+from sparkwright.native.build_report import BuildReport
+from sparkwright.native.compile import compile_unit
+from sparkwright.native.configure import configuration, configure, find_ccache
+from sparkwright.native.environment import build_environment, is_complete, location
+from sparkwright.native.inspect_objects import audit_files, failures_of
+from sparkwright.native.layout import Layout, layout
+from sparkwright.native.preflight import (
+    BUILD_BYTES,
+    ENVIRONMENT_BYTES,
+    check_compiler,
+    check_space,
+    report_ignored_options,
+)
+from sparkwright.native.source import cutlass_headers, patch, verify
+from sparkwright.native.toolchain import toolchain
+from sparkwright.native.units import Unit
+from sparkwright.patching.engine import Examination, examine, require_no_drift
+from sparkwright.paths import cache
+from sparkwright.pins import Line, load_toolchain
+from sparkwright.report import note
+from sparkwright.sources import fetch, unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The patched trees of a line."""
+
+    vllm: Path
+    examinations: dict[str, Examination]
+    files_verified: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopwatch:
+    """How long each step took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Announce a step and time it."""
+        note(f"== {name}")
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def prepare_sources(line: Line, folders: Layout, watch: Stopwatch) -> Sources:
+    """Toolchain, fetch, unpack, patch and verify: all that needs no compiler.
+
+    Raises:
+        UnavailableError: a file is neither cached nor reachable.
+        PatchDriftError: the series does not fit the sources.
+    """
+    with watch.step("toolchain"):
+        cuda_home = toolchain()
+    trees: dict[str, tuple[Path, Path, str]] = {}
+    with watch.step("fetch and unpack"):
+        vllm = fetch(line.component("vllm").file("sdist"))
+        flashinfer = fetch(line.component("flashinfer-python").file("wheel-any"))
+        trees["vllm"] = (unpack(vllm, folders.vllm, reuse=True), vllm, line.component("vllm").version)
+        trees["flashinfer"] = (
+            unpack(flashinfer, folders.flashinfer, reuse=True),
+            flashinfer,
+            line.component("flashinfer-python").version,
+        )
+    with watch.step("patch and verify"):
+        examinations = {name: patch(tree, name, version) for name, (tree, _, version) in trees.items()}
+        verified = sum(verify(tree, archive, name, version) for name, (tree, archive, version) in trees.items())
+        examinations["cuda"] = check_toolkit(cuda_home)
+    return Sources(vllm=trees["vllm"][0], examinations=examinations, files_verified=verified)
+
+
+def check_toolkit(cuda_home: Path) -> Examination:
+    """Judge a CUDA toolkit by the cuda series, which repairs nothing.
+
+    Raises:
+        PatchDriftError: the toolkit would not compile GB10 code as meant.
+    """
+    examination = examine(cuda_home, "cuda", load_toolchain().component("nvidia-cuda-nvcc").version)
+    require_no_drift(examination)
+    return examination
+
+
+def plan(line: Line, unit: Unit | None, *, jobs: int, wheel: bool) -> list[tuple[str, str]]:
+    """What a build would do, step by step; without a unit, what a check would do."""
+    folders = layout(line.name)
+    vllm, flashinfer = line.component("vllm"), line.component("flashinfer-python")
+    steps = [
+        ("toolchain", f"compose CUDA's compiler from {len(load_toolchain().components)} wheels in {cache()}"),
+        ("fetch and unpack", f"vLLM {vllm.version} and FlashInfer {flashinfer.version} in {folders.root}"),
+        ("patch and verify", "apply the series of patches/ and compare every file with its archive"),
+    ]
+    if unit is None:
+        return steps
+    environment = location(line)
+    state = "use" if is_complete(environment) else "make (3 GB to fetch, 6 GB on disk)"
+    steps += [
+        ("build environment", f"{state} {environment}"),
+        ("configure", f"vLLM's own CMake in {folders.native} for {', '.join(line.arch_list)}, VLLM_LEAN=ON"),
+        ("compile", f"{', '.join(unit.objects)} with {jobs} jobs" + (" and link" if unit.libraries else "")),
+        ("audit", "read the machine code and compare it with pins/"),
+    ]
+    if wheel:
+        steps.append(("wheel", f"make it through vLLM's setup.py in {folders.wheels}"))
+    return [*steps, ("report", str(folders.report))]
+
+
+def check(line: Line) -> Sources:
+    """`--check`: stop when the sources are patched and verified."""
+    folders = layout(line.name)
+    check_space(folders.root, BUILD_BYTES)
+    with exclusive_lock(folders.lock, doing="building"):
+        return prepare_sources(line, folders, Stopwatch())
+
+
+def build(line: Line, unit: Unit, *, jobs: int) -> BuildReport:
+    """Everything up to the audit; the report is written also when the audit fails.
+
+    Raises:
+        ConfigurationError: the line cannot be compiled.
+        AuditFailedError: the machine code is not what pins/ says.
+    """
+    if unit.name not in line.native_units:
+        raise ConfigurationError(
+            f"unit {unit.name} cannot be compiled for line {line.name}",
+            cause=line.why or f"its units are {', '.join(line.native_units)}",
+            remedy="use --check, or another --line",
+        )
+    folders, watch = layout(line.name), Stopwatch()
+    compiler = check_compiler()
+    report_ignored_options()
+    ccache = find_ccache()
+    if ccache is None:
+        note("ccache is not installed: whatever is compiled again is compiled in full (install the package ccache)")
+    check_space(folders.root, BUILD_BYTES)
+    check_space(cache(), 0 if is_complete(location(line)) else ENVIRONMENT_BYTES)
+    with exclusive_lock(folders.lock, doing="building"):
+        sources = prepare_sources(line, folders, watch)
+        with watch.step("build environment"):
+            environment = build_environment(line, compiler, folders.log("environment"))
+            sources.examinations["cuda"] = check_toolkit(environment.cuda_home)
+            cutlass = cutlass_headers(line)
+        with watch.step("configure"):
+            how = configuration(
+                line=line,
+                source=sources.vllm,
+                cutlass=cutlass,
+                environment=environment,
+                folders=folders,
+                ccache=ccache,
+            )
+            configure(how, environment, folders.log("configure"))
+        with watch.step("compile"):
+            compilation = compile_unit(
+                how,
+                environment,
+                unit,
+                jobs=jobs,
+                measurements=folders.measurements,
+                history=cache() / "compile-times" / f"{line.name}.json",
+                log=folders.log("compile"),
+            )
+        with watch.step("audit"):
+            facts = audit_files(folders.native, compilation.objects)
+            failures: list[Failure] = failures_of(facts, unit, line)
+            linked = sorted(path.name for path in folders.native.glob("*.so")) if unit.libraries else []
+            libraries = build_report.library_rows(audit_files(folders.native, linked)) if linked else ()
+        report = BuildReport(
+            line=line.name,
+            unit=unit.name,
+            arch_list=line.arch_list,
+            jobs=jobs,
+            machine=build_report.machine(),
+            versions=build_report.versions(environment, compiler, line, ccache),
+            pins=build_report.pins_digest(),
+            patches={name: build_report.patch_summary(found) for name, found in sources.examinations.items()},
+            seconds=watch.seconds,
+            objects=build_report.rows(facts, compilation),
+            libraries=libraries,
+            failures=build_report.failure_texts(failures),
+        )
+        write_json(folders.report, report.to_json())
+    raise_on(failures)
+    return report

@@ -1,0 +1,26 @@
+"""Audit the objects and libraries of a build against the pins."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparkwright.audit import Audit, Failure, Requirement, audit, check, check_expectations
+from sparkwright.native.units import Unit
+from sparkwright.pins import Line
+
+
+def audit_files(build: Path, files: Sequence[str]) -> Audit:
+    """The facts about some files of a build folder, under their paths in it."""
+    with tempfile.TemporaryDirectory(prefix=".audit-", dir=build) as scratch:
+        for file in files:
+            link = Path(scratch, file)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(build / file, link)
+        return audit(Path(scratch))
+
+
+def failures_of(facts: Audit, unit: Unit, line: Line) -> list[Failure]:
+    """What the objects of a unit must show and do not: every one runs on 12.1, and the expectations of pins/ hold."""
+    expected = [one for one in line.expectations if unit.libraries or one.unit == unit.name]
+    return [*check(facts, Requirement), *check_expectations(facts.containers, expected)]
