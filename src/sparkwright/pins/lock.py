@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from sparkwright import paths
-from sparkwright.errors import UnavailableError
+from sparkwright.errors import ConfigurationError, UnavailableError
 from sparkwright.files import write_atomic
 from sparkwright.pins.load import lines, load_line, load_toolchain
 from sparkwright.pins.model import Line
@@ -47,9 +47,17 @@ def lock(name: str, *, upgrade: bool = False) -> Path:
     """Make one lock file anew; what it holds already is kept where it still fits, unless `upgrade`.
 
     Raises:
+        ConfigurationError: there is no .in file for it.
         UnavailableError: uv is not installed.
         CommandFailedError: the requirements contradict each other, or the package index cannot be reached.
     """
+    target = paths.REQUIREMENTS / name
+    source = target.with_suffix(".in")
+    if name not in lock_names():
+        raise ConfigurationError(
+            f"there is no requirements/{source.name} to make {name} from",
+            cause=f"the lock files are: {', '.join(lock_names())}",
+        )
     places = os.pathsep.join([os.fspath(Path(sys.executable).parent), os.environ.get("PATH", "")])
     uv = shutil.which("uv", path=places)
     if uv is None:
@@ -58,8 +66,6 @@ def lock(name: str, *, upgrade: bool = False) -> Path:
             cause="it is one of the tools of requirements/dev.txt, and this environment was made without them",
             remedy="run ./test.sh --fast once and use .venv/bin/sparkwright",
         )
-    target = paths.REQUIREMENTS / name
-    source = target.with_suffix(".in")
     with tempfile.TemporaryDirectory() as scratch:
         constraints = Path(scratch) / "constraints.txt"
         exact = [f"{project}=={version}\n" for project, version in sorted(pinned_releases(name).items())]
