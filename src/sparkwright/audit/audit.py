@@ -12,14 +12,16 @@ from sparkwright.audit.model import Audit, Container, FatBinary
 from sparkwright.report import progress
 
 
-def audit(path: Path) -> Audit:
+def audit(path: Path, *, only: Sequence[str] | None = None) -> Audit:
     """The facts about the machine code in an object, cubin, shared library, wheel or package folder.
+
+    With `only`, just these files of a folder, named by their paths in it.
 
     Raises:
         InputUnreadableError: `path` is missing, truncated or of no known kind.
     """
     tools = find_disassembler()
-    with open_containers(path) as raw:
+    with open_containers(path, only=only) as raw:
         facts = _inspect(raw, tools, label=path.name)
         return Audit(
             path=path,

@@ -5,7 +5,8 @@ import mmap
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,15 +31,17 @@ class RawContainer:
 
 
 @contextlib.contextmanager
-def open_containers(path: Path) -> Iterator[tuple[RawContainer, ...]]:
-    """The files below `path` that can hold device code, in order of name.
+def open_containers(path: Path, *, only: Sequence[str] | None = None) -> Iterator[tuple[RawContainer, ...]]:
+    """The files below `path` that can hold device code, in order of name; with `only`, just these of a folder.
 
     Raises:
         InputUnreadableError: `path` is missing, truncated, of no known kind, or an empty folder.
     """
     with contextlib.ExitStack() as stack:
         try:
-            if path.is_dir():
+            if only is not None:
+                files = {name: path / name for name in only}
+            elif path.is_dir():
                 files = _folder(path)
             elif _starts_with(path, _ZIP_MAGIC):
                 files = _wheel(
@@ -67,7 +70,7 @@ def _wheel(wheel: Path, scratch: Path) -> dict[str, Path]:
         with zipfile.ZipFile(wheel) as archive:
             members = [member for member in archive.infolist() if not member.is_dir() and _is_code(archive, member)]
             return {member.filename: Path(archive.extract(member, scratch)) for member in members}
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputUnreadableError(
             f"{wheel} is not a complete wheel: {error}",
             cause="the download or copy was interrupted",
