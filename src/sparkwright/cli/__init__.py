@@ -6,6 +6,8 @@ import typer
 
 from sparkwright import __version__
 from sparkwright.cli import patch, pins
+from sparkwright.cli.audit import audit
+from sparkwright.cli.build import build
 from sparkwright.errors import SparkwrightError, UsageError
 from sparkwright.report import note
 
@@ -19,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(build)
+app.command()(audit)
 app.add_typer(pins.app, name="pins")
 app.add_typer(patch.app, name="patch")
 
