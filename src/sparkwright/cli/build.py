@@ -59,7 +59,7 @@ def build(
     if check:
         _show_check(host.check(pins), json=json)
         return
-    report = host.build(pins, chosen, jobs=count)
+    report = host.build(pins, chosen, jobs=count, wheel=wheel)
     if json:
         print_json(report.to_json())
     else:

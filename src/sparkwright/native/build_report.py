@@ -18,6 +18,7 @@ from sparkwright.files import sha256_bytes, sha256_file
 from sparkwright.native.compile import Compilation
 from sparkwright.native.compiler import HostCompiler
 from sparkwright.native.environment import BuildEnvironment
+from sparkwright.native.wheel import Wheel
 from sparkwright.patching.engine import Examination
 from sparkwright.paths import PINS
 from sparkwright.pins import Line
@@ -59,8 +60,7 @@ class BuildReport:
     objects: tuple[Row, ...]
     libraries: tuple[Row, ...] = ()
     failures: tuple[str, ...] = ()
-    origins: tuple[Mapping[str, Any], ...] = ()
-    wheel: str = ""
+    wheel: Wheel | None = None
     sparkwright: str = __version__
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -173,6 +173,12 @@ def show(report: BuildReport) -> None:
         f"{total['cpu_seconds']} CPU s, largest process {total['peak_mb']} MB, {report.jobs} jobs, "
         f"{sum(report.seconds.values()):.0f} s in all"
     )
+    if report.wheel:
+        print_table(
+            f"{report.wheel.path} ({report.wheel.size / 1e6:.0f} MB)",
+            ("part", "from", "files", "MB", "why"),
+            [(one.part, one.source, one.files, f"{one.size / 1e6:.1f}", one.why) for one in report.wheel.origins],
+        )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sparkwright.audit import Failure, raise_on
+from sparkwright.audit import raise_on
 from sparkwright.errors import ConfigurationError
 from sparkwright.files import exclusive_lock, write_json
 from sparkwright.native import build_report
@@ -14,7 +14,7 @@ from sparkwright.native.build_report import BuildReport
 from sparkwright.native.compile import compile_unit
 from sparkwright.native.configure import configuration, configure, find_ccache
 from sparkwright.native.environment import build_environment, is_complete, location
-from sparkwright.native.inspect_objects import audit_files, failures_of
+from sparkwright.native.inspect_objects import audit_files, driver_failures, failures_of
 from sparkwright.native.layout import Layout, layout
 from sparkwright.native.preflight import (
     BUILD_BYTES,
@@ -26,9 +26,10 @@ from sparkwright.native.preflight import (
 from sparkwright.native.source import cutlass_headers, patch, verify
 from sparkwright.native.toolchain import toolchain
 from sparkwright.native.units import Unit
+from sparkwright.native.wheel import make_wheel
 from sparkwright.patching.engine import Examination, examine, require_no_drift
 from sparkwright.paths import cache
-from sparkwright.pins import Line, load_toolchain
+from sparkwright.pins import Line, host_wheel_kind, load_toolchain
 from sparkwright.report import note
 from sparkwright.sources import fetch, unpack
 
@@ -126,12 +127,12 @@ def check(line: Line) -> Sources:
         return prepare_sources(line, folders, Stopwatch())
 
 
-def build(line: Line, unit: Unit, *, jobs: int) -> BuildReport:
-    """Everything up to the audit; the report is written also when the audit fails.
+def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildReport:
+    """Everything up to the audit, and the wheel when it is asked for; the report is written also when the audit fails.
 
     Raises:
         ConfigurationError: the line cannot be compiled.
-        AuditFailedError: the machine code is not what pins/ says.
+        AuditFailedError: the machine code is not what pins/ says; no wheel was made.
     """
     if unit.name not in line.native_units:
         raise ConfigurationError(
@@ -153,6 +154,8 @@ def build(line: Line, unit: Unit, *, jobs: int) -> BuildReport:
             environment = build_environment(line, compiler, folders.log("environment"))
             sources.examinations["cuda"] = check_toolkit(environment.cuda_home)
             cutlass = cutlass_headers(line)
+            official = line.component("vllm").file(host_wheel_kind())
+            official_wheel = fetch(official) if wheel else None
         with watch.step("configure"):
             how = configuration(
                 line=line,
@@ -175,9 +178,9 @@ def build(line: Line, unit: Unit, *, jobs: int) -> BuildReport:
             )
         with watch.step("audit"):
             facts = audit_files(folders.native, compilation.objects)
-            failures: list[Failure] = failures_of(facts, unit, line)
-            linked = sorted(path.name for path in folders.native.glob("*.so")) if unit.libraries else []
-            libraries = build_report.library_rows(audit_files(folders.native, linked)) if linked else ()
+            libraries = sorted(path.name for path in folders.native.glob("*.so")) if unit.libraries else []
+            failures = [*failures_of(facts, unit, line), *driver_failures(folders.native, libraries)]
+            library_facts = audit_files(folders.native, libraries) if libraries else None
         report = BuildReport(
             line=line.name,
             unit=unit.name,
@@ -189,9 +192,13 @@ def build(line: Line, unit: Unit, *, jobs: int) -> BuildReport:
             patches={name: build_report.patch_summary(found) for name, found in sources.examinations.items()},
             seconds=watch.seconds,
             objects=build_report.rows(facts, compilation),
-            libraries=libraries,
+            libraries=build_report.library_rows(library_facts) if library_facts else (),
             failures=build_report.failure_texts(failures),
         )
+        if official_wheel and not failures:
+            with watch.step("wheel"):
+                made = make_wheel(line, how, environment, folders, official=(official, official_wheel), jobs=jobs)
+            report = replace(report, wheel=made)
         write_json(folders.report, report.to_json())
     raise_on(failures)
     return report
