@@ -1,4 +1,4 @@
-"""`./build.sh --host`: vLLM's own CMake compiles the nvfp4 unit, the result is right, and only what changed is rebuilt."""
+"""`./build.sh --host`: CMake compiles the nvfp4 unit, its code is right, and only what changed is rebuilt."""
 
 import json
 import os
