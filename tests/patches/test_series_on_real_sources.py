@@ -1,5 +1,6 @@
 """The engine's promises, kept on the real pinned sources with the whole series."""
 
+import contextlib
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,10 +10,20 @@ import pytest
 
 from sparkwright.errors import PatchDriftError
 from sparkwright.patching.engine import apply_series, examine, revert_series
-from sparkwright.patching.model import AddFile, Computed, Patch, Replace, Status
-from sparkwright.patching.plan import examine_series
+from sparkwright.patching.model import (
+    AddFile,
+    Computed,
+    EditMismatchError,
+    Patch,
+    Replace,
+    Status,
+    Variant,
+    covers,
+)
+from sparkwright.patching.plan import edited, examine_series
 from sparkwright.patching.series import load_series
-from sparkwright.patching.tree import DirectoryTree, OverlayTree
+from sparkwright.patching.shell import ShellPatch
+from sparkwright.patching.tree import DirectoryTree, OverlayTree, Tree
 from sparkwright.pins import lines, load_line, load_releases
 from sparkwright.pins.model import FileKind
 
@@ -43,15 +54,23 @@ def test_apply_twice_then_revert_gives_every_byte_back(
     assert _contents(tree) == before
 
 
-def _anchors(named: object) -> Iterator[tuple[str, str]]:
-    patch = getattr(named, "patch", None)
-    if isinstance(patch, Patch):
-        for variant in patch.variants:
-            for edit in variant.edits:
-                if isinstance(edit, Replace):
-                    yield edit.path, edit.old
-                elif not isinstance(edit, AddFile | Computed):
-                    yield edit.path, edit.anchor
+def _matching(patch: Patch | ShellPatch, version: str, tree: Tree) -> Variant:
+    """The variant whose edits the tree asks for."""
+    assert isinstance(patch, Patch)
+    for variant in patch.variants:
+        if covers(variant.releases, version):
+            with contextlib.suppress(EditMismatchError):
+                edited(variant, tree)
+                return variant
+    raise AssertionError(f"no variant of {patch.title} matches {version}")
+
+
+def _anchors(variant: Variant) -> Iterator[tuple[str, str]]:
+    for edit in variant.edits:
+        if isinstance(edit, Replace):
+            yield edit.path, edit.old
+        elif not isinstance(edit, AddFile | Computed):
+            yield edit.path, edit.anchor
 
 
 def _series_and_trees(
@@ -81,10 +100,10 @@ def test_any_changed_byte_inside_an_anchor_is_drift(
             before = OverlayTree(tree)
             for earlier in examine_series(series[:number], tree, version):
                 before.changes.update(earlier.changes)
-            for path, anchor in _anchors(named):
+            for path, anchor in _anchors(_matching(named.patch, version, before)):
                 content = before.read(path)
-                if content is None or content.count(anchor.encode()) == 0:
-                    continue  # the anchor of a variant for other releases
+                if content is None or anchor.encode() not in content:
+                    continue  # an edit before it in the same patch makes this anchor
                 start = content.index(anchor.encode())
                 for _ in range(MUTATIONS_PER_ANCHOR):
                     changed = bytearray(content)

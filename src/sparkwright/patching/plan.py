@@ -46,7 +46,7 @@ def _recognised(states: Iterable[Because], tree: Tree, version: str) -> Because 
     return None
 
 
-def _edited(edit: Edit, tree: Tree) -> bytes:
+def _edit(edit: Edit, tree: Tree) -> bytes:
     content = tree.read(edit.path)
     if isinstance(edit, AddFile):
         if content is not None:
@@ -65,14 +65,14 @@ def _is_done(edit: Edit, tree: Tree) -> bool:
     return text == edit.text if isinstance(edit, AddFile) else edit.is_done(text)
 
 
-def _try(variant: Variant, tree: Tree) -> dict[str, bytes]:
+def edited(variant: Variant, tree: Tree) -> dict[str, bytes]:
     """The contents after all edits of a variant, or EditMismatchError at the first that does not match."""
     for sign in variant.requires:
         if not sign.shows(decode(tree.read(sign.path))):
             raise EditMismatchError(f"{sign.path}: {sign} does not show")
     overlay = OverlayTree(tree)
     for edit in variant.edits:
-        overlay.changes[edit.path] = _edited(edit, overlay)
+        overlay.changes[edit.path] = _edit(edit, overlay)
     return {path: content for path, content in overlay.changes.items() if content is not None}
 
 
@@ -88,7 +88,7 @@ def _examine(named: NamedPatch, patch: Patch, tree: Tree, version: str) -> Findi
             if not covers(variant.releases, version):
                 continue
             try:
-                return finding(Status.NEEDED, patch.title, _try(variant, tree))
+                return finding(Status.NEEDED, patch.title, edited(variant, tree))
             except EditMismatchError as error:
                 mismatch = str(error)
             if all(_is_done(edit, tree) for edit in variant.edits):
