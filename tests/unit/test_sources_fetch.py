@@ -314,8 +314,9 @@ def test_file_in_the_cache_is_used_without_writing(cache: Path, monkeypatch: pyt
     def fail(*_: object, **__: object) -> None:
         pytest.fail("the cache may be read-only")
 
-    monkeypatch.setattr("os.open", fail)
-    assert fetch(FILE) == cache / FILE.name
+    with monkeypatch.context() as patch:
+        patch.setattr("os.open", fail)
+        assert fetch(FILE) == cache / FILE.name
 
 
 def test_file_in_place_of_the_cache(cache: Path, fake: FakeIndex) -> None:
