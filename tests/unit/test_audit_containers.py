@@ -94,12 +94,15 @@ def test_a_wheel_gives_its_members(tmp_path: Path) -> None:
         found(wheel)
 
 
-def test_a_wheel_with_a_damaged_member_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_wheel_with_a_damaged_member_is_refused(tmp_path: Path, compression: int) -> None:
     wheel = tmp_path / "vllm-1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(wheel, "w", compression) as archive:
         archive.writestr("vllm/_C.so", LIBRARY)
-    content = wheel.read_bytes()
-    wheel.write_bytes(content.replace(b"second", b"sEcond"))
+    content = bytearray(wheel.read_bytes())
+    middle = content.index(b"vllm/_C.so") + 100
+    content[middle : middle + 20] = b"\xff" * 20
+    wheel.write_bytes(content)
     with pytest.raises(InputUnreadableError, match="not a complete wheel"):
         found(wheel)
 
@@ -135,6 +138,14 @@ def test_a_fat_binary_that_ends_too_early_is_refused(tmp_path: Path) -> None:
 def test_an_elf_file_cut_anywhere_is_refused(length: int) -> None:
     with pytest.raises(InputUnreadableError):
         elf.sections(memoryview(LIBRARY[:length]), "lib.so")
+
+
+def test_a_section_beyond_the_end_is_refused() -> None:
+    lying = bytearray(LIBRARY)
+    table = int.from_bytes(lying[40:48], "little")
+    struct.pack_into("<Q", lying, table + 2 * 64 + 32, len(lying))
+    with pytest.raises(InputUnreadableError, match="cut off"):
+        elf.sections(memoryview(bytes(lying)), "lib.so")
 
 
 def test_more_sections_than_the_header_can_count() -> None:

@@ -65,6 +65,7 @@ def test_an_instruction_is_counted_under_its_column_alone(line: str, field: str)
     "line",
     [
         "HMMA.16816.F32.BF16 R4, R8, R2, R4",
+        "OMMA.16864.F32.E2M1.E2M1 R12, R8, R12, RZ",
         "F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C R0, R5, R0, RZ",
         "F2FP.F16.E4M3.UNPACK_B R7, R2",
         "BPT.TRAP 0x1",
