@@ -4,6 +4,7 @@ The same translation unit comes by several times: in its object, in the library,
 """
 
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ from sparkwright import paths
 from sparkwright.audit import inspection
 from sparkwright.audit.disassembler import Disassembler
 from sparkwright.audit.model import FatBinary
-from sparkwright.files import sha256_bytes, write_atomic
+from sparkwright.files import explain_write_errors, sha256_bytes, write_atomic
 
 _READERS: Final = ("inspection.py", "model.py", "target.py")
 
@@ -31,6 +32,7 @@ class FactsCache:
         try:
             return FatBinary.model_validate_json(file.read_bytes())
         except (FileNotFoundError, ValidationError):
-            facts = inspection.inspect(piece, name, tools)
+            with explain_write_errors(Path(tempfile.gettempdir())):
+                facts = inspection.inspect(piece, name, tools)
             write_atomic(file, facts.model_dump_json())
             return facts

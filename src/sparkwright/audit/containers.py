@@ -13,6 +13,7 @@ from typing import Final
 
 from sparkwright.audit import elf
 from sparkwright.errors import InputUnreadableError
+from sparkwright.files import explain_write_errors
 
 _FAT_BINARY_MAGIC: Final = (0xBA55ED50).to_bytes(4, "little")
 _FAT_BINARY_HEADER: Final = struct.Struct("<IHHQ")
@@ -69,7 +70,8 @@ def _wheel(wheel: Path, scratch: Path) -> dict[str, Path]:
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = [member for member in archive.infolist() if not member.is_dir() and _is_code(archive, member)]
-            return {member.filename: Path(archive.extract(member, scratch)) for member in members}
+            with explain_write_errors(scratch):
+                return {member.filename: Path(archive.extract(member, scratch)) for member in members}
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputUnreadableError(
             f"{wheel} is not a complete wheel: {error}",
