@@ -12,6 +12,7 @@ REQUIREMENTS: Final[Path] = CHECKOUT / "requirements"
 PATCHES: Final[Path] = CHECKOUT / "patches"
 CUDA_HEADERS: Final[Path] = CHECKOUT / "cuda_headers"
 TUNING_CONFIGS: Final[Path] = CHECKOUT / "tuning_configs"
+RECIPES: Final[Path] = CHECKOUT / "recipes"
 DOCS: Final[Path] = CHECKOUT / "docs"
 BUILD: Final[Path] = CHECKOUT / "build"
 
