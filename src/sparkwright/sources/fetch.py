@@ -57,7 +57,7 @@ def _download(file: PinnedFile, target: Path) -> None:
 
     def attempt() -> None:
         with index.open(address) as pieces:
-            _write_verified(pieces, file, partial)
+            write_verified(pieces, file, partial)
 
     with Index() as index:
         address = with_retries(lambda: index.locate(file), file=file)
@@ -69,7 +69,8 @@ def _download(file: PinnedFile, target: Path) -> None:
             raise
 
 
-def _write_verified(pieces: Iterable[bytes], file: PinnedFile, partial: Path) -> None:
+def write_verified(pieces: Iterable[bytes], file: PinnedFile, partial: Path) -> None:
+    """Write what arrives and compare it with the pin; no more is read than the pin allows."""
     digest = hashlib.sha256()
     written = 0
     megabytes = file.size / 1e6

@@ -190,7 +190,7 @@ def _check(entry: _Entry, links: set[PurePosixPath], archive: Path) -> None:
         parts = PurePosixPath(entry.link).parts
         ascent = next((place for place, part in enumerate(parts) if part != ".."), len(parts))
         depth = len(entry.path.parts) - 1
-        if PurePosixPath(entry.link).is_absolute() or not parts or ".." in parts[ascent:] or ascent > depth:
+        if PurePosixPath(entry.link).is_absolute() or not entry.link or ".." in parts[ascent:] or ascent > depth:
             raise _refusal(archive, str(entry.path), f"is a link to {entry.link!r}, which may lead out of the folder")
 
 
