@@ -8,7 +8,7 @@ import pytest
 from sparkwright.errors import ConfigurationError, OutputError, UnavailableError, UsageError
 from sparkwright.native import compiler, preflight
 from sparkwright.native.configure import configuration
-from sparkwright.native.environment import BuildEnvironment, location
+from sparkwright.native.environment import BuildEnvironment, requirements_of
 from sparkwright.native.host import build, plan
 from sparkwright.native.layout import Layout
 from sparkwright.native.units import unit
@@ -99,7 +99,7 @@ def test_a_line_that_cannot_be_compiled_says_why() -> None:
         build(line, unit("nvfp4"), jobs=1)
     assert caught.value.cause == line.why
     with pytest.raises(ConfigurationError):
-        location(line)
+        requirements_of(line)
 
 
 def test_the_plan_names_every_step() -> None:

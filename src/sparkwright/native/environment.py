@@ -1,10 +1,9 @@
 """The Python environment that compiles a line: torch, CMake, ninja and CUDA's compiler at locked versions."""
 
-import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,7 +40,7 @@ class BuildEnvironment:
     @property
     def cuda_home(self) -> Path:
         """The composed CUDA toolkit in it."""
-        return _site_packages(self.prefix) / WHEEL_PREFIX
+        return site_packages(self.prefix) / WHEEL_PREFIX
 
     def tool(self, name: str) -> Path:
         """A program of this environment."""
@@ -59,22 +58,22 @@ class BuildEnvironment:
         return kept | own | dict(extra or {})
 
 
-def requirements_of(line: Line) -> Path:
-    """The lock file of the line's build environment.
+def requirements_of(line: Line, purpose: str = "build") -> Path:
+    """The lock file of an environment of the line: `build` compiles it, `run` is what vLLM itself needs.
 
     Raises:
         ConfigurationError: the line has none, because it cannot be compiled.
     """
-    name = f"build-{line.name}.txt"
+    name = f"{purpose}-{line.name}.txt"
     if name not in line.requirements:
-        raise ConfigurationError(f"line {line.name} has no build environment", cause=line.why)
+        raise ConfigurationError(f"line {line.name} has no environment to {purpose}", cause=line.why)
     return REQUIREMENTS / name
 
 
-def location(line: Line) -> Path:
-    """Where the environment of a line lies, whether it exists or not."""
+def location(requirements: Path) -> Path:
+    """Where the environment made from a lock file lies, whether it exists or not."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return cache() / "envs" / f"build-{line.name}-py{python}-{sha256_file(requirements_of(line))[:16]}"
+    return cache() / "envs" / f"{requirements.stem}-py{python}-{sha256_file(requirements)[:16]}"
 
 
 def is_complete(prefix: Path) -> bool:
@@ -82,28 +81,41 @@ def is_complete(prefix: Path) -> bool:
     return (prefix / _COMPLETE).is_file()
 
 
-def build_environment(line: Line, compiler: HostCompiler, log: Path) -> BuildEnvironment:
-    """The environment of a line, made when it is missing or was left unfinished: 3 GB to fetch, 6 GB on disk.
+def locked_environment(requirements: Path, log: Path, *, finish: Callable[[Path], None] | None = None) -> Path:
+    """The environment made from a lock file; one that is missing or was left unfinished is made anew.
+
+    `finish` adds to a new one what pip does not.
 
     Raises:
         UnavailableError: Python cannot make environments, or the package index cannot be reached.
         OutputError: the cache cannot be written.
     """
-    requirements, prefix = requirements_of(line), location(line)
-    with exclusive_lock(prefix.with_name(f".{prefix.name}.lock"), doing="making the build environment", wait=True):
+    prefix = location(requirements)
+    with exclusive_lock(prefix.with_name(f".{prefix.name}.lock"), doing="making an environment", wait=True):
         if not is_complete(prefix):
             with explain_write_errors(prefix):
                 if prefix.exists():
                     shutil.rmtree(prefix)
                 _install(prefix, requirements, log)
-                home = compose(_site_packages(prefix) / WHEEL_PREFIX)
-                add_driver_stub(home, compiler)
-                write_json(prefix / _COMPLETE, {"line": line.name, "requirements": sha256_file(requirements)})
-    return BuildEnvironment(prefix=prefix, lock=json.loads((prefix / _COMPLETE).read_text())["requirements"])
+                if finish:
+                    finish(prefix)
+                write_json(prefix / _COMPLETE, {"requirements": sha256_file(requirements)})
+    return prefix
+
+
+def build_environment(line: Line, compiler: HostCompiler, log: Path) -> BuildEnvironment:
+    """The environment that compiles a line: 3 GB to fetch, 6 GB on disk. Raises as `locked_environment`."""
+
+    def finish(prefix: Path) -> None:
+        add_driver_stub(compose(site_packages(prefix) / WHEEL_PREFIX), compiler)
+
+    requirements = requirements_of(line)
+    prefix = locked_environment(requirements, log, finish=finish)
+    return BuildEnvironment(prefix=prefix, lock=sha256_file(requirements))
 
 
 def _install(prefix: Path, requirements: Path, log: Path) -> None:
-    note(f"making the build environment {prefix.name} (3 GB the first time; log: {log})")
+    note(f"making the environment {prefix.name}: some GB to fetch and unpack (log: {log})")
     try:
         run([sys.executable, "-m", "venv", prefix], log=log)
     except CommandFailedError as error:
@@ -118,11 +130,12 @@ def _install(prefix: Path, requirements: Path, log: Path) -> None:
         run([*install, "--require-hashes", "--requirement", requirements], log=log)
     except CommandFailedError as error:
         raise UnavailableError(
-            f"the build environment could not be installed; the end of pip's output:\n{error.what}",
+            f"{prefix.name} could not be installed; the end of pip's output:\n{error.what}",
             cause="no network, a mirror without one of the files, or a full disk",
             remedy=f"check that pip works here, then run the same command again; the whole output is in {log}",
         ) from error
 
 
-def _site_packages(prefix: Path) -> Path:
+def site_packages(prefix: Path) -> Path:
+    """Where the packages of an environment lie."""
     return prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"

@@ -13,7 +13,7 @@ from sparkwright.native import build_report
 from sparkwright.native.build_report import BuildReport
 from sparkwright.native.compile import compile_unit
 from sparkwright.native.configure import configuration, configure, find_ccache
-from sparkwright.native.environment import build_environment, is_complete, location
+from sparkwright.native.environment import build_environment, is_complete, location, requirements_of
 from sparkwright.native.inspect_objects import audit_files, driver_failures, failures_of
 from sparkwright.native.layout import Layout, layout
 from sparkwright.native.preflight import (
@@ -106,12 +106,12 @@ def plan(line: Line, unit: Unit | None, *, jobs: int, wheel: bool) -> list[tuple
     ]
     if unit is None:
         return steps
-    environment = location(line)
+    environment = location(requirements_of(line))
     state = "use" if is_complete(environment) else "make (3 GB to fetch, 6 GB on disk)"
     steps += [
         ("build environment", f"{state} {environment}"),
         ("configure", f"vLLM's own CMake in {folders.native} for {', '.join(line.arch_list)}, VLLM_LEAN=ON"),
-        ("compile", f"{', '.join(unit.objects)} with {jobs} jobs" + (" and link" if unit.libraries else "")),
+        ("compile", f"{', '.join(unit.objects)} at most {jobs} at once" + (" and link" if unit.libraries else "")),
         ("audit", "read the machine code and compare it with pins/"),
     ]
     if wheel:
@@ -147,7 +147,7 @@ def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildRep
     if ccache is None:
         note("ccache is not installed: whatever is compiled again is compiled in full (install the package ccache)")
     check_space(folders.root, BUILD_BYTES)
-    check_space(cache(), 0 if is_complete(location(line)) else ENVIRONMENT_BYTES)
+    check_space(cache(), 0 if is_complete(location(requirements_of(line))) else ENVIRONMENT_BYTES)
     with exclusive_lock(folders.lock, doing="building"):
         sources = prepare_sources(line, folders, watch)
         with watch.step("build environment"):
