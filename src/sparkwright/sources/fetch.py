@@ -77,7 +77,7 @@ def write_verified(pieces: Iterable[bytes], file: PinnedFile, partial: Path) -> 
     if not sys.stderr.isatty():
         report.note(f"fetching {file.name} ({megabytes:.0f} MB)")
     with report.progress(unit="MB") as progress, explain_write_errors(partial), partial.open("wb") as stream:
-        task = progress.add_task(file.name, total=megabytes)
+        task = progress.add_task(f"{file.project} {file.version}", total=megabytes)
         for piece in pieces:
             written += len(piece)
             if written > file.size:
