@@ -97,13 +97,12 @@ GB10_HOST_DEVICE uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t selector) 
   return picked;
 #else
   const uint64_t source = (static_cast<uint64_t>(b) << 32) | a;
-  uint32_t picked = 0;
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t choice = selector >> (4 * i);
-    const uint32_t byte = static_cast<uint32_t>(source >> (8 * (choice & 7u))) & 0xffu;
-    picked |= ((choice & 8u) != 0 ? (byte >> 7) * 0xffu : byte) << (8 * i);
-  }
-  return picked;
+  const auto byte = [=](int place) {
+    const uint32_t choice = selector >> (4 * place);
+    const uint32_t value = static_cast<uint32_t>(source >> (8 * (choice & 7u))) & 0xffu;
+    return ((choice & 8u) != 0 ? (value >> 7) * 0xffu : value) << (8 * place);
+  };
+  return byte(0) | byte(1) | byte(2) | byte(3);
 #endif
 }
 
