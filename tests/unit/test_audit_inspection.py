@@ -38,8 +38,20 @@ def test_a_trap_counts_only_beside_a_complaint_about_the_target() -> None:
     assert counted("fp4_mma.sm_121", cubin=b"an assertion of the program itself").wrong_target_traps == 0
 
 
-def test_a_complaint_without_a_trap_counts_too() -> None:
-    assert counted("plain.sm_121a", cubin=COMPLAINT).wrong_target_traps == 1
+@pytest.mark.parametrize(
+    ("kernel", "traps"),
+    [
+        ("MainloopSm120TmaWarpSpecializedBlockScaled_Sm90TmaWarpSpecialized", 1),
+        ("enable_sm120_family_SM75_U32x4_LDSM_N", 1),
+        ("MainloopSm90TmaGmmaRmemAWarpSpecialized", 0),
+        ("MainloopSm100TmaUmmaWarpSpecialized_5SM1004UMMA_Sm90", 0),
+        ("a_kernel_of_our_own", 1),
+    ],
+)
+def test_kernels_made_for_other_gpus_may_trap(kernel: str, traps: int) -> None:
+    text = f"//--------------------- .text.{kernel}   ------\n        /*00d0*/                   BPT.TRAP 0x1 ;\n"
+    facts = parse_disassembly(text, cubin=COMPLAINT, labelled=Target.parse("sm_120f"), max_registers=0)
+    assert facts.wrong_target_traps == traps
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ _MAJOR: Final = 12
 _HEADING: Final = re.compile(r"^Fatbin (?P<kind>\w+) code:\n=+\narch = (?P<target>sm_\w+)$", re.MULTILINE)
 _REGISTERS: Final = re.compile(r"\bREG:(\d+)\b")
 _KERNEL: Final = re.compile(r'"STO_CUDA_ENTRY\b')
-_SECTION: Final = re.compile(r"^//-+ \.text\.", re.MULTILINE)
+_SECTION: Final = re.compile(r"^//-+ \.text\.(?P<kernel>\S+)", re.MULTILINE)
 _TARGET: Final = re.compile(r"^\s*\.target\s+(sm_\w+)$", re.MULTILINE)
 _INSTRUCTION: Final = re.compile(
     r"^ +/\*[0-9a-f]+\*/ +(?:@!?U?P\w+ +)?(?P<opcode>BPT|F2FP|OMMA|QMMA|STL)(?P<modifiers>[.\w]*)", re.MULTILINE
@@ -33,6 +33,10 @@ _WRONG_TARGET: Final = re.compile(
     rb"|without CUTE_ARCH_\w+_ENABLED"
     rb"|This kernel only supports sm"
 )
+
+# A CUTLASS kernel's name tells the architecture it is made for, and older ones that it borrows parts from.
+_FOR_12: Final = re.compile(r"[Ss][Mm]12[01]")
+_FOR_OTHERS: Final = re.compile(r"[Ss][Mm](?:[7-9]\d|10\d|110)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,11 @@ def parse_disassembly(text: str, *, cubin: bytes, labelled: Target | None, max_r
     """Count what `nvdisasm -c` prints for a cubin; `labelled` is the target its fat binary names."""
     fp4_mma = fp8_mma = convert = decode = traps = 0
     family_only = False
-    spilling: set[int] = set()
-    bounds = [*(found.start() for found in _SECTION.finditer(text)), len(text)]
-    for index, (start, end) in enumerate(pairwise(bounds)):
+    spilling: set[str] = set()
+    sections = list(_SECTION.finditer(text))
+    bounds = [*(section.start() for section in sections), len(text)]
+    for section, (start, end) in zip(sections, pairwise(bounds), strict=True):
+        kernel = section["kernel"]
         for found in _INSTRUCTION.finditer(text, start, end):
             modifiers = found["modifiers"].split(".")
             match found["opcode"]:
@@ -88,10 +94,9 @@ def parse_disassembly(text: str, *, cubin: bytes, labelled: Target | None, max_r
                     else:
                         convert += 1
                 case "BPT" if "TRAP" in modifiers:
-                    traps += 1
+                    traps += not _is_for_other_gpus(kernel)
                 case "STL":
-                    spilling.add(index)
-    complaints = len(_WRONG_TARGET.findall(cubin))
+                    spilling.add(kernel)
     return MachineCode(
         target=str(labelled or _target_of_cubin(text, cubin, family_only=family_only)),
         kernels=len(_KERNEL.findall(text)),
@@ -99,7 +104,7 @@ def parse_disassembly(text: str, *, cubin: bytes, labelled: Target | None, max_r
         fp8_mma=fp8_mma,
         e2m1_convert=convert,
         e2m1_decode=decode,
-        wrong_target_traps=max(traps, complaints) if complaints else 0,
+        wrong_target_traps=traps if _WRONG_TARGET.search(cubin) else 0,
         max_registers=max_registers,
         spilling_kernels=len(spilling),
     )
@@ -180,6 +185,10 @@ def _noted_targets(cubin: bytes) -> Iterator[bytes]:
     for section in elf.sections(memoryview(cubin), "a cubin"):
         if section.name == ".note.nv.tkinfo":
             yield from _COMPILER_TARGET.findall(cubin[section.offset : section.offset + section.size])
+
+
+def _is_for_other_gpus(kernel: str) -> bool:
+    return bool(_FOR_OTHERS.search(kernel)) and not _FOR_12.search(kernel)
 
 
 def _largest(usage: str) -> int:

@@ -36,7 +36,7 @@ class MachineCode(BaseModel):
     e2m1_decode: int
     """Native conversions from E2M1 (F2FP ... E2M1.UNPACK)."""
     wrong_target_traps: int
-    """Traps in a translation unit that carries one of CUTLASS's complaints about its compile target."""
+    """Traps beside a complaint of CUTLASS about the compile target, in kernels that are not made for other GPUs."""
     max_registers: int
     spilling_kernels: int
     """Kernels that store to local memory: spilled registers or arrays."""
