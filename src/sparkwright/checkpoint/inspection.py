@@ -1,0 +1,81 @@
+"""What a checkpoint is: its format, what its layers are stored as, and how large it is."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from sparkwright.checkpoint import encodings
+from sparkwright.checkpoint.checkpoint import Checkpoint
+from sparkwright.checkpoint.modules import Module
+from sparkwright.checkpoint.roofline import roofline
+from sparkwright.checkpoint.settings import QuantSettings, number
+
+
+def format_name(checkpoint: Checkpoint) -> str:
+    """The format by what the tensors are; several, where layers differ."""
+    counts: Counter[str] = Counter()
+    for module in checkpoint.modules.values():
+        if module.is_quantized:
+            counts[_name(module, checkpoint.quant)] += module.values
+    if counts:
+        return " + ".join(name for name, _ in counts.most_common())
+    types = Counter[str]()
+    for tensor in checkpoint.tensors.values():
+        types[tensor.dtype] += tensor.nbytes
+    return types.most_common(1)[0][0] if types else "none"
+
+
+def _name(module: Module, settings: QuantSettings | None) -> str:
+    encoding = module.encoding
+    if encoding is None:
+        return "none"
+    if encoding.input_scale and encoding.global_scale:
+        measured = encoding.input_scale in module.parts
+        wanted = settings is None or settings.quantizes_activations
+        return encoding.name if measured or wanted else f"{encoding.name}, weights only (W4A16)"
+    if encoding in (encodings.FP8, encodings.BLOCK_FP8) and settings is not None and settings.method:
+        return encoding.name if settings.method == "fp8" else f"{settings.method} {encoding.name}"
+    return encoding.name
+
+
+def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything that `sparkwright checkpoint inspect` shows, as plain data."""
+    kinds: dict[tuple[str, str], list[Module]] = defaultdict(list)
+    for module in checkpoint.modules.values():
+        if module.values:
+            kinds[module.role.value, _name(module, checkpoint.quant)].append(module)
+    values = sum(module.values for module in checkpoint.modules.values())
+    stored = sum(module.nbytes for module in checkpoint.modules.values() if module.values)
+    settings = checkpoint.quant
+    architectures = checkpoint.config.get("architectures")
+    return {
+        "directory": str(checkpoint.root),
+        "architecture": architectures[0] if isinstance(architectures, list) and architectures else None,
+        "format": format_name(checkpoint),
+        "quantization": None
+        if settings is None
+        else {
+            "method": settings.method,
+            "algorithm": settings.algorithm,
+            "quantizes_activations": settings.quantizes_activations,
+            "ignored": len(settings.ignore),
+            "kv_cache": settings.kv_cache,
+        },
+        "layers": number(checkpoint.text, "num_hidden_layers", "n_layer"),
+        "shards": len(checkpoint.shards),
+        "tensors": len(checkpoint.tensors),
+        "parameters": values,
+        "bytes_on_disk": checkpoint.size,
+        "bits_per_weight": 8 * stored / values if values else None,
+        "kinds": [
+            {
+                "role": role,
+                "stored_as": name,
+                "modules": len(modules),
+                "parameters": (parameters := sum(module.values for module in modules)),
+                "bytes": (size := sum(module.nbytes for module in modules)),
+                "bits_per_weight": 8 * size / parameters,
+            }
+            for (role, name), modules in sorted(kinds.items())
+        ],
+        "roofline": roofline(checkpoint),
+    }

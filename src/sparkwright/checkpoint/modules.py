@@ -1,0 +1,203 @@
+"""Tensors grouped into the modules they belong to, with what each module is for."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Final
+
+from sparkwright.checkpoint import encodings
+from sparkwright.checkpoint.encodings import FLOATS, SCALE_PARTS, Encoding
+from sparkwright.checkpoint.headers import BITS, Tensor
+
+# Experts of a layer stacked in one tensor: the part is joined with an underscore, or there is none.
+_STACKED: Final = re.compile(
+    r"(?P<module>.*\bexperts\.(?:gate_up_proj|down_proj))"
+    r"(?:_(?P<part>blocks|scales|bias|weight_packed|weight_scale_2|weight_scale_inv|weight_scale|input_scale))?"
+)
+_LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_EXPERT: Final = re.compile(r"\bexperts\.(\d+)\.")
+_EMBEDDING: Final = re.compile(r"(?:^|[._])(?:embed|embeds|embedding|embeddings|embed_tokens|wte|wpe)(?:$|[._])")
+_VISION: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|vit\w*|audio\w*|multi_modal\w*|mm_\w+|image_\w+)\.")
+
+_MOST_DIGITS: Final = 6  # a longer number in a name is not the number of a layer
+
+# What vLLM fuses into one layer, which then has one global scale.
+_FUSED: Final = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+)
+_FUSED_INTO: Final = {name: group[0] for group in _FUSED for name in group}
+
+
+class Role(StrEnum):
+    """What a module is for."""
+
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    EXPERT = "routed expert"
+    SHARED_EXPERT = "shared expert"
+    ROUTER = "router"
+    NORM = "norm and other"
+    MTP = "multi-token prediction"
+    VISION = "vision and audio"
+
+
+def layer_index(name: str) -> int | None:
+    """The number of the decoder layer a module belongs to."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found and len(found[1]) <= _MOST_DIGITS else None
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of the model with its tensors by the last part of their names."""
+
+    name: str
+    parts: Mapping[str, Tensor]
+
+    @cached_property
+    def encoding(self) -> Encoding | None:
+        """How the weight is stored; None when there is no weight."""
+        return _encoding(self.parts)
+
+    @cached_property
+    def weight(self) -> Tensor | None:
+        """The tensor that holds the weight."""
+        return self.parts.get(self.encoding.weight) if self.encoding else None
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape in values; the inputs come last."""
+        if self.weight is None or self.encoding is None:
+            return ()
+        shape = self.weight.shape
+        if self.encoding is encodings.BLOCKS_MXFP4 and len(shape) > 1:
+            return (*shape[:-2], shape[-2] * shape[-1] * 2)
+        if self.encoding.bits == 4 and shape and BITS[self.weight.dtype] == 8:
+            return (*shape[:-1], shape[-1] * 2)
+        return shape
+
+    @cached_property
+    def values(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.shape) if self.weight is not None else 0
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for tensor in self.parts.values())
+
+    @cached_property
+    def layer(self) -> int | None:
+        """The number of its decoder layer."""
+        return layer_index(self.name)
+
+    @cached_property
+    def expert(self) -> int | None:
+        """The number of its expert, where each has tensors of its own."""
+        found = _EXPERT.search(self.name + ".")
+        return int(found[1]) if found and len(found[1]) <= _MOST_DIGITS else None
+
+    @cached_property
+    def stacked_experts(self) -> int:
+        """How many experts lie in one tensor; 0 where they do not."""
+        return self.shape[0] if "experts" in self.name.split(".") and self.expert is None and len(self.shape) > 2 else 0
+
+    @cached_property
+    def role(self) -> Role:
+        """What it is for, as far as its name and shape tell."""
+        return _role(self)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weight is stored in less than a float."""
+        return self.encoding not in (None, encodings.FLOAT)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it multiplies its input with a matrix (embeddings, norms and convolutions do not)."""
+        if self.role is Role.EMBEDDING or self.weight is None:
+            return False
+        return self.is_quantized or len(self.shape) == 2 or self.stacked_experts > 0
+
+    @property
+    def fused_group(self) -> str | None:
+        """The same for all modules that vLLM fuses with this one."""
+        parent, _, last = self.name.rpartition(".")
+        return f"{parent}.{_FUSED_INTO[last]}" if last in _FUSED_INTO else None
+
+
+def group(tensors: Iterable[Tensor]) -> dict[str, Module]:
+    """The modules that the tensors make up, by name."""
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for tensor in tensors:
+        module, part = split(tensor.name)
+        found[module][part] = tensor
+    return {name: Module(name, parts) for name, parts in sorted(found.items())}
+
+
+def split(name: str) -> tuple[str, str]:
+    """Module and part of a tensor's name."""
+    if stacked := _STACKED.fullmatch(name):
+        return stacked["module"], stacked["part"] or "weight"
+    module, _, part = name.rpartition(".")
+    return module, part
+
+
+def _encoding(parts: Mapping[str, Tensor]) -> Encoding | None:
+    block_scale = parts.get("weight_scale")
+    mx = block_scale is not None and block_scale.dtype in encodings.MODELOPT_MXFP4.block_scale_dtypes
+    if "blocks" in parts:
+        return encodings.BLOCKS_MXFP4
+    if packed := parts.get("weight_packed"):
+        if packed.dtype != "U8":
+            return encodings.UNKNOWN
+        return encodings.PACKED_MXFP4 if mx else encodings.PACKED_NVFP4
+    weight = parts.get("weight")
+    if weight is None:
+        return None
+    if weight.dtype in FLOATS:
+        return encodings.FLOAT
+    if weight.dtype == "F8_E4M3":
+        return encodings.BLOCK_FP8 if "weight_scale_inv" in parts else encodings.FP8
+    if weight.dtype in ("U8", "F4"):
+        return encodings.MODELOPT_MXFP4 if mx else encodings.MODELOPT_NVFP4
+    return encodings.UNKNOWN
+
+
+def _role(module: Module) -> Role:
+    name, words = module.name, module.name.split(".")
+    last = words[-1]
+    if words[0] == "mtp" or ".mtp." in name or "nextn" in name:
+        return Role.MTP
+    if _VISION.search(name + "."):
+        return Role.VISION
+    if _EMBEDDING.search(last):
+        return Role.EMBEDDING
+    if last in ("lm_head", "embed_out") or name == "output":
+        return Role.HEAD
+    if module.weight is None or (len(module.shape) < 2 and not module.is_quantized):
+        return Role.NORM
+    if last in ("gate", "router", "shared_expert_gate") or words[-2:-1] == ["router"]:
+        return Role.ROUTER
+    if "experts" in words:
+        return Role.EXPERT
+    if any(word.startswith("shared_expert") for word in words):
+        return Role.SHARED_EXPERT
+    if any("attn" in word or "attention" in word for word in words):
+        return Role.ATTENTION
+    return Role.MLP if module.layer is not None and len(module.shape) == 2 else Role.NORM
+
+
+def orphans(module: Module) -> list[Tensor]:
+    """Scales of a module that its weight, as it is stored, has no use for."""
+    known = module.encoding.scales if module.encoding else ()
+    return [tensor for part, tensor in sorted(module.parts.items()) if part in SCALE_PARTS and part not in known]

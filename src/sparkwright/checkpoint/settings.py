@@ -1,0 +1,139 @@
+"""What config.json and hf_quant_config.json say, read without trusting either."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from sparkwright.checkpoint.modules import Module, Role
+
+_ABSURD: Final = 1 << 48
+_EXPERTS: Final = re.compile(r"(.*\bexperts)\.")
+# vLLM leaves these unquantized whatever modelopt's list says.
+_NEVER_QUANTIZED: Final = ("vision_tower", "vision_model", "vit_large_projector")
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None when the file does not hold one (or is not there)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """The value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def strings(value: object) -> tuple[str, ...]:
+    """The strings in a JSON list."""
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the language model, which multimodal models keep in a part of their own."""
+    return dict(config) | as_object(config.get("text_config")) | as_object(config.get("llm_config"))
+
+
+def number(settings: Mapping[str, Any], *names: str) -> int | None:
+    """The first of the settings that is a whole number of a size that a model can have."""
+    for name in names:
+        value = settings.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _ABSURD:
+            return value
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSettings:
+    """How the checkpoint says it is quantized."""
+
+    method: str
+    algorithm: str
+    ignore: tuple[str, ...]
+    targets: tuple[str, ...]
+    quantizes_activations: bool
+    quantized_layers: tuple[str, ...] | None
+    kv_cache: str | None
+    raw: Mapping[str, Any]
+
+    @property
+    def decides_by_ignore(self) -> bool:
+        """Whether the ignore list is what tells quantized layers from others."""
+        return self.method in ("modelopt", "compressed-tensors")
+
+    def ignores(self, module: Module) -> bool:
+        """Whether the list excludes a module, by vLLM's own rules for the method."""
+        if self.method == "compressed-tensors":
+            return any(_equal_or_regex(entry, module.name) for entry in self.ignore)
+        experts = _EXPERTS.match(module.name)
+        if experts and any("experts" in entry and experts[1] in entry for entry in self.ignore):
+            return True
+        return any(entry in module.name or fnmatchcase(module.name, entry) for entry in self.ignore if entry)
+
+    def expects_quantized(self, module: Module) -> bool:
+        """Whether vLLM builds this module as quantized."""
+        if not module.is_linear or self.ignores(module):
+            return False
+        if self.method == "compressed-tensors":
+            by_class = any(entry.lower() == "linear" for entry in self.targets) and module.role is not Role.HEAD
+            return by_class or any(_equal_or_regex(entry, module.name) for entry in self.targets)
+        if self.quantized_layers is not None:
+            return any(
+                entry in (module.name, f"{module.name}.weight")
+                or module.name.startswith(f"{entry}.")
+                or fnmatchcase(module.name, entry)
+                for entry in self.quantized_layers
+            )
+        return not any(one in module.name for one in _NEVER_QUANTIZED)
+
+
+def _equal_or_regex(entry: str, name: str) -> bool:
+    if not entry.startswith("re:"):
+        return entry == name
+    try:
+        return re.match(entry[3:], name) is not None
+    except re.error:
+        return False
+
+
+def quant_settings(root: Path, config: Mapping[str, Any]) -> QuantSettings | None:
+    """What vLLM would take: config.json's own, else hf_quant_config.json; None when neither speaks of quantization."""
+    raw = config.get("quantization_config") or as_object(config.get("text_config")).get("quantization_config")
+    raw = raw or config.get("compression_config") or read_object(root / "hf_quant_config.json")
+    return parse(raw) if isinstance(raw, dict) and raw else None
+
+
+def ignore_key(settings: Mapping[str, Any]) -> str:
+    """The key under which the excluded modules are listed; `ignore` where there is no list yet."""
+    return next((key for key in ("ignore", "exclude_modules", "modules_to_not_convert") if key in settings), "ignore")
+
+
+def parse(raw: Mapping[str, Any]) -> QuantSettings:
+    """The settings that either of modelopt's two forms, or another tool's form, holds."""
+    nested = as_object(raw.get("quantization")) or raw
+    method = str(raw.get("quant_method") or ("modelopt" if "quantization" in raw else "")).lower()
+    groups = [as_object(one) for one in as_object(nested.get("config_groups")).values()]
+    layers = nested.get("quantized_layers")
+    cache = nested.get("kv_cache_quant_algo")
+    scheme = as_object(nested.get("kv_cache_scheme"))
+    if not isinstance(cache, str) and scheme:
+        cache = "FP8" if scheme.get("num_bits") == 8 else f"{scheme.get('num_bits')} bits"
+    algorithm = str(nested.get("quant_algo") or nested.get("format") or "")
+    return QuantSettings(
+        method="modelopt" if method.startswith("modelopt") else method,
+        algorithm=algorithm,
+        ignore=strings(nested.get(ignore_key(nested))),
+        targets=tuple(target for one in groups for target in strings(one.get("targets"))),
+        quantizes_activations=(
+            any(one.get("input_activations") for one in groups) if groups else "W4A16" not in algorithm.upper()
+        ),
+        quantized_layers=tuple(layers) if isinstance(layers, dict) else None,
+        kv_cache=cache if isinstance(cache, str) and cache else None,
+        raw=raw,
+    )

@@ -1,0 +1,256 @@
+"""What can be told to be wrong from headers and JSON alone; a budget of two seconds holds for the largest models."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sparkwright.checkpoint import encodings
+from sparkwright.checkpoint.checkpoint import Checkpoint
+from sparkwright.checkpoint.findings import Finding, finding
+from sparkwright.checkpoint.modules import Module, Role, orphans
+from sparkwright.checkpoint.settings import number, parse, read_object
+
+# Only words that no model repeats: vision towers do (`vision_model.vision_model`).
+_DOUBLED: Final = re.compile(r"(?:^|\.)(model|layers|language_model|transformer|lm_head|self_attn|mlp)\.\1\.")
+_LAYER_PREFIX: Final = re.compile(r"((?:^|.*\.)(?:layers|h|blocks|block)\.)\d+\.(.*)")
+_TOKENIZERS: Final = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "spiece.model",
+    "tiktoken.model",
+    "vocab.txt",
+)
+_UNUSED_PAD: Final = -1  # the first Llama configs say so for "none"
+
+
+def check_structure(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Every finding that needs no tensor's values."""
+    yield from checkpoint.file_findings
+    if doubled := [name for name in checkpoint.tensors if _DOUBLED.search(name)]:
+        yield finding("doubled-prefix", doubled)
+    if checkpoint.config:
+        yield from _config(checkpoint)
+    if not checkpoint.has_broken_shard:
+        yield from _layers(checkpoint)
+    yield from _quantization(checkpoint)
+    yield from _scales(checkpoint)
+    yield from _companions(checkpoint)
+
+
+def _config(checkpoint: Checkpoint) -> Iterator[Finding]:
+    settings = checkpoint.text
+    embedding = next(
+        (
+            module
+            for module in checkpoint.modules.values()
+            if module.role is Role.EMBEDDING
+            and len(module.shape) == 2
+            and module.name.endswith(("embed_tokens", "wte"))
+        ),
+        None,
+    )
+    vocabulary = number(settings, "vocab_size")
+    if embedding is not None:
+        rows, width = embedding.shape
+        if vocabulary is not None and vocabulary != rows:
+            yield finding(
+                "config-vocab-size",
+                [f"{embedding.name}.weight"],
+                f"vocab_size is {vocabulary}, the embedding has {rows}",
+            )
+        hidden = number(settings, "hidden_size", "n_embd")
+        if hidden is not None and hidden != width:
+            yield finding(
+                "config-hidden-size",
+                [f"{embedding.name}.weight"],
+                f"hidden_size is {hidden}, the embedding has {width}",
+            )
+        vocabulary = rows
+    if vocabulary is not None:
+        wrong = [
+            f"{key} = {value}"
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+            for value in _token_ids(settings.get(key))
+            if not (0 <= value < vocabulary or (key == "pad_token_id" and value == _UNUSED_PAD))
+        ]
+        if wrong:
+            yield finding("config-token-id", wrong, f"the vocabulary has {vocabulary} tokens")
+
+
+def _token_ids(value: Any) -> list[int]:  # noqa: ANN401 - whatever stands in the JSON
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, int) and not isinstance(one, bool)]
+
+
+def _layers(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Whether all layers are there, and none lacks modules that another of its kind has."""
+    contents: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for module in checkpoint.modules.values():
+        if module.layer is None or module.role in (Role.VISION, Role.MTP) or module.weight is None:
+            continue
+        if found := _LAYER_PREFIX.match(module.name):
+            contents[found[1]][module.layer].add(found[2])
+    if not contents:
+        return
+    prefix = max(contents, key=lambda one: len(contents[one]))
+    layers = contents[prefix]
+    declared = number(checkpoint.text, "num_hidden_layers", "n_layer")
+    extra = number(checkpoint.text, "num_nextn_predict_layers") or 0
+    if declared is not None:
+        missing = sorted(set(range(min(declared, max(layers) + 2))) - set(layers))
+        beyond = sorted(one for one in layers if one >= declared + extra)
+        if missing or beyond or len(layers) < declared:
+            detail = f"num_hidden_layers is {declared}, the files hold {len(layers)}"
+            yield finding("config-num-layers", [f"{prefix}{one}" for one in missing + beyond], detail)
+    kinds = {frozenset(one) for one in layers.values()}
+    poorer = {one: max((k for k in kinds if one < k), key=len, default=None) for one in kinds}
+    lacking = [
+        f"{prefix}{number_}.{name}"
+        for number_, names in sorted(layers.items())
+        if (richer := poorer[frozenset(names)]) is not None and (declared is None or number_ < declared)
+        for name in sorted(richer - names)
+    ]
+    if lacking:
+        yield finding("layer-incomplete", lacking)
+
+
+def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:
+    quantized = [one for one in checkpoint.modules.values() if one.is_quantized]
+    settings = checkpoint.quant
+    if settings is None:
+        if quantized:
+            yield finding("quant-config-missing", _weights(quantized))
+        return
+    foreign = [one for one in quantized if one.encoding and one.encoding.families and not _fits(one, settings.method)]
+    if foreign or (not quantized and checkpoint.tensors and settings.decides_by_ignore):
+        names = sorted({one.encoding.name for one in foreign if one.encoding}) or ["no quantized tensor"]
+        detail = f"quant_method is {settings.method or 'not set'!r}, the files hold {', '.join(names)}"
+        yield finding("quant-method-disagrees", _weights(foreign), detail)
+        return
+    yield from _second_config(checkpoint)
+    if not settings.decides_by_ignore:
+        return
+    linears = [one for one in checkpoint.modules.values() if one.is_linear]
+    mixed = [one for group in _fused(checkpoint).values() if len({m.encoding for m in group}) > 1 for one in group]
+    if mixed:
+        yield finding("fused-partly-quantized", _weights(mixed))
+    exposed = [one for one in linears if not one.is_quantized and settings.expects_quantized(one) and one not in mixed]
+    listless = not settings.ignore and settings.quantized_layers is None
+    if (
+        listless and not exposed
+    ):  # compressed-tensors never quantizes the head, so vLLM survives, but other tools do not
+        exposed = [one for one in linears if one.role is Role.HEAD and not one.is_quantized]
+    if exposed:
+        yield finding("ignore-empty" if listless else "ignore-lacks", _weights(exposed))
+    if shadowed := [one for one in quantized if settings.ignores(one) and one not in mixed]:
+        yield finding("ignored-but-quantized", _weights(shadowed))
+
+
+def _fits(module: Module, method: str) -> bool:
+    return module.encoding is not None and method in module.encoding.families
+
+
+def _weights(modules: list[Module]) -> list[str]:
+    return [module.weight.name for module in modules if module.weight is not None]
+
+
+def _fused(checkpoint: Checkpoint) -> dict[str, list[Module]]:
+    groups: dict[str, list[Module]] = defaultdict(list)
+    for module in checkpoint.modules.values():
+        if module.fused_group is not None and module.weight is not None:
+            groups[module.fused_group].append(module)
+    return groups
+
+
+def fused_groups(checkpoint: Checkpoint) -> list[list[Module]]:
+    """The modules that vLLM makes one layer of, where there are several."""
+    return [group for group in _fused(checkpoint).values() if len(group) > 1]
+
+
+def _second_config(checkpoint: Checkpoint) -> Iterator[Finding]:
+    other = read_object(checkpoint.root / "hf_quant_config.json")
+    if other is None or checkpoint.quant is None or checkpoint.quant.raw == other:
+        return
+    first, second = checkpoint.quant, parse(other)
+    differences = [
+        what
+        for what, one, two in (
+            ("algorithm", first.algorithm.upper(), second.algorithm.upper()),
+            ("exclusions", sorted(first.ignore), sorted(second.ignore)),
+        )
+        if one != two
+    ]
+    if differences and first.method == second.method:
+        yield finding("quant-configs-differ", differences)
+
+
+def needs_input_scale(checkpoint: Checkpoint, module: Module) -> bool:
+    """Whether vLLM will look for a static input scale of this module."""
+    if checkpoint.quant is None or module.encoding is None or module.encoding.input_scale is None:
+        return False
+    return module.encoding in NVFP4 and checkpoint.quant.quantizes_activations
+
+
+NVFP4: Final = (encodings.MODELOPT_NVFP4, encodings.PACKED_NVFP4)
+
+
+def _scales(checkpoint: Checkpoint) -> Iterator[Finding]:
+    missing: list[str] = []
+    unmeasured: list[str] = []
+    misshapen: list[str] = []
+    for module in checkpoint.modules.values():
+        if module.encoding is None or not module.is_quantized:
+            continue
+        needed = (module.encoding.block_scale, module.encoding.global_scale)
+        missing += [f"{module.name}.{part}" for part in needed if part is not None and part not in module.parts]
+        if needs_input_scale(checkpoint, module) and module.encoding.input_scale not in module.parts:
+            unmeasured.append(f"{module.name}.{module.encoding.input_scale}")
+        misshapen += _misshapen(module)
+    if missing:
+        yield finding("scale-missing", missing)
+    if unmeasured:
+        yield finding("input-scale-missing", unmeasured)
+    if misshapen:
+        yield finding("scale-shape", misshapen)
+    if extra := [tensor.name for module in checkpoint.modules.values() for tensor in orphans(module)]:
+        yield finding("scale-extra", extra)
+
+
+def _misshapen(module: Module) -> Iterator[str]:
+    encoding = module.encoding
+    if encoding is None or encoding.block_scale is None:
+        return
+    scale = module.parts.get(encoding.block_scale)
+    if scale is not None:
+        wanted: tuple[int, ...] | None = None
+        if encoding.bits == 4 and module.shape:
+            wanted = (*module.shape[:-1], -(-module.shape[-1] // encoding.block))
+        elif encoding.bits == 8 and encoding.block and len(module.shape) == 2:
+            wanted = (-(-module.shape[0] // encoding.block), -(-module.shape[1] // encoding.block))
+        # Stacked experts of other tools are stored transposed; their shape tells nothing.
+        wrong = wanted is not None and scale.shape != wanted and len(module.shape) == 2
+        if wrong or scale.dtype not in encoding.block_scale_dtypes:
+            yield scale.name
+    for part in (encoding.global_scale, encoding.input_scale):
+        tensor = module.parts.get(part) if part else None
+        if tensor is not None and (tensor.dtype not in encodings.FLOATS or tensor.elements != _scalars(module)):
+            if encoding is encodings.FP8 and tensor.dtype in encodings.FLOATS:
+                continue
+            yield tensor.name
+
+
+def _scalars(module: Module) -> int:
+    return module.stacked_experts or 1
+
+
+def _companions(checkpoint: Checkpoint) -> Iterator[Finding]:
+    root = checkpoint.root
+    if not any((root / name).is_file() for name in _TOKENIZERS):
+        yield finding("tokenizer-missing")
+    files = ("chat_template.jinja", "chat_template.json", "tekken.json")
+    template = (read_object(root / "tokenizer_config.json") or {}).get("chat_template")
+    if not template and not any((root / name).is_file() for name in files):
+        yield finding("chat-template-missing")
