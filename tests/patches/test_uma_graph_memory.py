@@ -1,7 +1,9 @@
 """uma-graph-memory: what page cache does during capture does not count as graph memory."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -111,6 +113,39 @@ def _captured_by_encoder(tree: Path, pristine: Path, machine: _Machine) -> int:
     return size
 
 
+class _Mode(Enum):
+    """As CUDAGraphMode."""
+
+    NONE = 0
+    PIECEWISE = 1
+    FULL = 2
+
+
+def _sampled_by_graph_manager(tree: Path, pristine: Path, machine: _Machine) -> int:
+    """The sample that CudaGraphManager.capture takes of one graph, from which the new runner's estimate is made."""
+    capture = extract(
+        tree / WORKER / "gpu/cudagraph_utils.py",
+        "CudaGraphManager.capture",
+        torch=machine.torch(),
+        MemorySnapshot=machine.snapshot(pristine),
+        CUDAGraphMode=_Mode,
+        ExitStack=contextlib.ExitStack,
+        is_global_first_rank=lambda: False,
+    )
+    samples: list[int] = []
+    manager = MagicMock(
+        ubatch_runner=None,
+        use_breakable_cg=False,
+        graphs={},
+        _capture_descs={_Mode.FULL: [MagicMock(cg_mode=_Mode.FULL)]},
+        _max_full_descs_to_capture=None,
+        _capture_mem_samples=samples,
+    )
+    capture(manager, lambda *_, **__: machine.capture)
+    (sample,) = samples
+    return sample
+
+
 CASES = [
     ("0.19.1", _captured_by_runner),
     ("0.19.1", _estimated),
@@ -118,6 +153,7 @@ CASES = [
     ("0.28.0", _estimated),
     ("0.33.0", _captured_by_runner),
     ("0.33.0", _estimated),
+    ("0.33.0", _sampled_by_graph_manager),
     ("0.33.0", _captured_by_encoder),
 ]
 
