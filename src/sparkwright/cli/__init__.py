@@ -5,7 +5,7 @@ import sys
 import typer
 
 from sparkwright import __version__
-from sparkwright.cli import patch, pins
+from sparkwright.cli import checkpoint, patch, pins, recipe
 from sparkwright.cli.audit import audit
 from sparkwright.cli.build import build
 from sparkwright.errors import SparkwrightError, UsageError
@@ -25,6 +25,9 @@ app.command()(build)
 app.command()(audit)
 app.add_typer(pins.app, name="pins")
 app.add_typer(patch.app, name="patch")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.command()(checkpoint.roofline)
+app.add_typer(recipe.app, name="recipe")
 
 
 @app.callback(invoke_without_command=True)
@@ -47,4 +50,6 @@ def main() -> None:
         note(f"sparkwright: {error}")
         sys.exit(error.exit_code)
     except SystemExit as end:
-        sys.exit(UsageError.exit_code if end.code == _TYPER_USAGE else end.code)
+        # A command may itself end with 2 (typer.Exit): that stands.
+        wrong_usage = end.code == _TYPER_USAGE and not isinstance(end.__context__, typer.Exit)
+        sys.exit(UsageError.exit_code if wrong_usage else end.code)

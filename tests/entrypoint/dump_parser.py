@@ -1,0 +1,76 @@
+"""Write the options of the installed vLLM's own `serve` parser as JSON; for maintainers and the parser tests.
+
+Run it with a Python that has vLLM, VLLM_TARGET_DEVICE=cpu on a machine without a GPU:
+
+    VLLM_TARGET_DEVICE=cpu python tests/entrypoint/dump_parser.py --table options-VERSION.json
+
+The table belongs into src/sparkwright/entrypoint/data/.
+
+`--parse FILE` reads a JSON list of command lines and says of each whether that parser accepts it.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+import vllm
+from vllm.entrypoints.cli.serve import cmd_init
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+
+def serve_parser() -> argparse.ArgumentParser:
+    """The parser that `vllm serve` uses."""
+    root = FlexibleArgumentParser(prog="vllm")
+    parser: argparse.ArgumentParser = cmd_init()[0].subparser_init(root.add_subparsers(dest="subparser"))
+    return parser
+
+
+def takes(action: argparse.Action) -> str:
+    """How many words follow the option: `none`, `one`, `maybe` (none or one) or `many`."""
+    if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
+        return "none"
+    if action.nargs is None:
+        return "one"
+    return "maybe" if action.nargs == "?" else "many"
+
+
+def describe(action: argparse.Action) -> dict[str, object]:
+    """One option: its spellings, what follows it, and the values it is limited to."""
+    names = list(action.option_strings)
+    record: dict[str, object] = {"names": names, "takes": takes(action)}
+    if action.choices is not None:
+        record["choices"] = [str(choice) for choice in action.choices]
+    if type(action).__name__ in ("_AppendAction", "_ExtendAction"):
+        record["repeats"] = True
+    return record
+
+
+def accepts(parser: argparse.ArgumentParser, words: list[str]) -> str:
+    """What the parser says against a command line; nothing when it accepts it."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parser.parse_args(words)
+    except SystemExit:
+        return said.getvalue().strip().splitlines()[-1]
+    return ""
+
+
+def main() -> None:
+    """Write the table, or judge command lines; results go to files, because vLLM logs to stdout."""
+    action, name = sys.argv[1:]
+    parser, path = serve_parser(), Path(name)
+    if action == "--parse":
+        lines = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps([accepts(parser, words) for words in lines]), encoding="utf-8")
+        return
+    options = ",\n".join(f"  {json.dumps(describe(each))}" for each in parser._actions if each.option_strings)
+    version = json.dumps(vllm.__version__.partition("+")[0])
+    path.write_text(f'{{"vllm": {version}, "options": [\n{options}\n]}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
