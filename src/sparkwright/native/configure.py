@@ -19,6 +19,14 @@ from sparkwright.run import run
 
 BUILD_TYPE: Final = "Release"
 """Without debug information: it is four fifths of a library, and binds entries of the compiler cache to one folder."""
+_READ_BY_CMAKE: Final = (
+    "CUDA_HOME",
+    "CUDAHOSTCXX",
+    "CXX",
+    "FETCHCONTENT_BASE_DIR",
+    "TORCH_CUDA_ARCH_LIST",
+    "VLLM_CUTLASS_SRC_DIR",
+)
 _RECORD: Final = "sparkwright-configured.json"
 
 
@@ -33,7 +41,7 @@ class Configuration:
 
     def digest(self) -> str:
         """Changes when CMake has to be called again; edits of CMake files are noticed by ninja itself."""
-        relevant = {name: value for name, value in self.variables.items() if not name.startswith("CCACHE_")}
+        relevant = {name: self.variables.get(name) for name in _READ_BY_CMAKE}
         return sha256_bytes(json.dumps([str(self.source), self.arguments, relevant], sort_keys=True).encode())
 
 

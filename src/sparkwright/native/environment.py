@@ -55,6 +55,8 @@ class BuildEnvironment:
             "CUDA_HOME": str(self.cuda_home),
             "VIRTUAL_ENV": str(self.prefix),
         }
+        if chosen := os.environ.get("CXX"):
+            own["CUDAHOSTCXX"] = chosen  # else nvcc would go on with the g++ of PATH
         return kept | own | dict(extra or {})
 
 
