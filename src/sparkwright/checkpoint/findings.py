@@ -259,7 +259,7 @@ RULES: Final = {
             "input-scale-missing",
             _E,
             "a layer with quantized activations lacks its input scale",
-            consequence=f"{_SILENT} Measured on a tiny model through vLLM's own code: mean |log-probability error| "
+            consequence=f"{_SILENT} Measured on a tiny model through vLLM's own code: mean log-probability error "
             "0.28 against 0.06 for a calibrated one, at times NaN.",
             remedy="Quantize again with real calibration; for a checkpoint of others `repair --set-input-scale 1.0`, "
             "which costs accuracy, or a weight-only backend (Marlin), which does not use it.",
@@ -269,7 +269,7 @@ RULES: Final = {
             _W,
             "every input scale is exactly 1.0",
             consequence="The activations were never measured: blocks lose precision or are clipped. Measured on a tiny "
-            "model: mean |log-probability error| 0.078 against 0.059.",
+            "model: mean log-probability error 0.078 against 0.059.",
             remedy=f"{_QUANTIZE} A weight-only backend (Marlin) does not use it.",
         ),
         _rule(

@@ -152,7 +152,7 @@ def repair_into(root: Path, output: Path, actions: Actions, *, advance: Callable
         )
     if output.exists():
         if read_object(output / RECEIPT) == receipt:
-            return Repaired(directory=output, written=(), notices=plan.notices)
+            return Repaired(directory=output, written=(), notices=())
         raise UsageError(
             f"{output} exists and is not the result of this repair", remedy="name another folder, or remove it"
         )

@@ -265,7 +265,7 @@ def _show_roofline(found: dict[str, Any]) -> None:
         rows.setdefault((one["context"], one["kv_cache"]), []).append("none" if bound is None else f"{bound:.1f}")
     sparks = tuple(f"{number} Spark{'s' if number > 1 else ''}" for number in SPARKS)
     print_table(
-        f"Upper bound of tok/s at {assumed['bandwidth_bytes_per_second'] / 1e9:.0f} GB/s, {assumed['streams']} at once, "
+        f"Upper bound of tok/s at {assumed['bandwidth_bytes_per_second'] / 1e9:g} GB/s, {assumed['streams']} at once; "
         "several Sparks with ideal tensor parallelism",
         ("context", "KV cache", *sparks),
         [(f"{context:,}", name, *values) for (context, name), values in rows.items()],
@@ -278,7 +278,7 @@ def _show_roofline(found: dict[str, Any]) -> None:
         fits.setdefault(one["kv_cache"], []).append(text + (" (all the model has)" if whole else ""))
     print_table(
         f"Tokens of context that fit when vLLM takes {assumed['memory_share']:.0%} of "
-        f"{assumed['memory_bytes'] / 1e9:.0f} GB, of which {assumed['reserve_bytes'] / 1e9:.0f} GB hold neither weights "
+        f"{assumed['memory_bytes'] / 1e9:g} GB, of which {assumed['reserve_bytes'] / 1e9:g} GB hold neither weights "
         "nor cache",
         ("KV cache", *sparks),
         [(name, *values) for name, values in fits.items()],
