@@ -129,7 +129,9 @@ def _ninja(
                 done += 1
                 bar.update(task, advance=weights[name], description=f"{done}/{len(weights)} {Path(name).stem}")
                 if bar.disable:
-                    note(f"[{done}/{len(weights)}] {name}")
+                    left = bar.tasks[task].time_remaining
+                    estimate = f" (about {left / 60:.0f} min left)" if left else ""
+                    note(f"[{done}/{len(weights)}] {name}{estimate}")
 
         try:
             run_lines([*command, *goals], env=how.variables, log=log, on_line=show)
