@@ -1,12 +1,13 @@
 # Runs vLLM's own CMakeLists.txt from its first line to its last, without a compiler, torch or CUDA: `cmake -P` with the
 # commands that script mode lacks replaced by ones that write down what they are asked for.
 #
-#   cmake -DTREE=.. -DARCHS=12.1a -DCUDA=13.0 -DSCRATCH=.. [-DVLLM_LEAN=ON] -P configure.cmake      (in TREE)
+#   cmake -DTREE=.. -DARCHS=12.1a -DCUDA=13.0 -DSCRATCH=.. [-DVLLM_LEAN=ON] [-DONLY=FILE] -P configure.cmake    (in TREE)
 #
+# With ONLY it runs cmake/utils.cmake and that file instead, with ARCHS as what CMakeLists.txt made of the request.
 # Each line of SCRATCH/record holds a kind, a subject and a value, split by tabs:
 #   code    a source file    what nvcc is told to make for it, such as sm_121a or compute_80
 #   source  a target         a source file of it
-#   define  a target         a preprocessor definition for its CUDA files
+#   define  a target         a macro that its CUDA files are compiled with
 #   clone   a dependency     the repository that would be cloned
 cmake_minimum_required(VERSION 3.26)
 
@@ -27,8 +28,7 @@ set(CMAKE_BUILD_TYPE "RelWithDebInfo")
 
 # What torch makes of TORCH_CUDA_ARCH_LIST.
 foreach(_arch ${ARCHS})
-  string(REGEX MATCH "[0-9]+\\.[0-9]+[af]?" _number "${_arch}")
-  string(REPLACE "." "" _number "${_number}")
+  string(REPLACE "." "" _number "${_arch}")
   string(APPEND CMAKE_CUDA_FLAGS " -gencode arch=compute_${_number},code=sm_${_number}")
 endforeach()
 
@@ -94,4 +94,13 @@ foreach(_ignored project enable_language install add_custom_target add_custom_co
   cmake_language(EVAL CODE "function(${_ignored})\nendfunction()")
 endforeach()
 
-include("${TREE}/CMakeLists.txt")
+if(ONLY)
+  set(CUDA_ARCHS "${ARCHS}")
+  set(CUTLASS_INCLUDE_DIR "${SCRATCH}")
+  file(WRITE "${SCRATCH}/cutlass/cutlass.h" "")
+  include(FetchContent)
+  include("${TREE}/cmake/utils.cmake")
+  include("${ONLY}")
+else()
+  include("${TREE}/CMakeLists.txt")
+endif()

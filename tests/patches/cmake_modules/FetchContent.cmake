@@ -13,3 +13,7 @@ macro(FetchContent_MakeAvailable NAME)
   endif()
   set(${NAME}_SOURCE_DIR "${SCRATCH}/${NAME}")
 endmacro()
+
+macro(FetchContent_Populate NAME)
+  FetchContent_MakeAvailable(${NAME})
+endmacro()
