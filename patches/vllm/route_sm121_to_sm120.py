@@ -8,12 +8,13 @@ What is left of exact checks for 12.0, over all releases from 0.16.0 to 0.33.0:
 
 Correctness
 * Marlin with FP8 activations, up to 0.22.1: has its own patch, marlin-fp8-input-sm121.
-* `enable_sm120_only` in csrc/cutlass_extensions/common.hpp, up to 0.21: has its own patch, fp8-sm120-family-guard.
+* `enable_sm120_only` in csrc/cutlass_extensions/common.hpp, used up to 0.21: has its own patch, fp8-sm120-family-guard.
+  It stands there unused up to 0.31.
 * warmup/fa4_cutedsl_config.py, 0.25 and 0.26: raises for 12.1, but is never reached: FlashAttention 4 is refused on every
   12.x before (vllm_flash_attn/flash_attn_interface.py, _is_fa4_supported).
 
-Speed only, from 0.31 on. Each picks a number that was tuned on a 12.0 board; nobody has measured it on GB10, which has fewer
-multiprocessors and less bandwidth than any of those. 12.1 takes upstream's general value, and results are equal, so they stay.
+Speed only, from 0.31 on. Each picks a number that was tuned on a 12.0 board and has not been measured on GB10. 12.1 takes
+upstream's general value, which is right, if perhaps not the fastest; so these stay until there is a measurement.
 * models/qwen4_exp/nvidia/ops/qsa.py (from 0.31): a tuning table.
 * models/minimax_m3/common/ops/index_topk.py (from 0.32): split-K of the index scores.
 * v1/attention/backends/triton_attn.py (from 0.32): 64 instead of 16 softmax segments for few requests.
