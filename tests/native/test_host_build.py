@@ -109,7 +109,13 @@ def small_project(environment: BuildEnvironment, tmp_path: Path) -> Configuratio
     )
     (build / "a.cu").write_text("true\n")
     (build / "b.cu").write_text("echo the compiler explains >&2; false\n")
-    return Configuration(source=tmp_path, build=build, arguments=(), variables=environment.variables())
+    return Configuration(
+        source=tmp_path,
+        build=build,
+        initial_cache=tmp_path / "cache.cmake",
+        arguments=(),
+        variables=environment.variables(),
+    )
 
 
 def compile_small(project: Configuration, environment: BuildEnvironment) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from sparkwright.errors import BuildFailedError, CommandFailedError, UsageError
-from sparkwright.files import sha256_bytes, write_json
+from sparkwright.files import sha256_bytes, write_atomic, write_json
 from sparkwright.native import measure
 from sparkwright.native.environment import BuildEnvironment
 from sparkwright.native.layout import Layout
@@ -18,7 +18,9 @@ from sparkwright.pins import Line
 from sparkwright.run import run
 
 BUILD_TYPE: Final = "Release"
-"""Without debug information: it is four fifths of a library, and binds entries of the compiler cache to one folder."""
+FLAGS: Final = "-O2 -DNDEBUG"
+"""Upstream's optimisation without its -g: debug information is four fifths of a library and binds the entries of the
+compiler cache to one folder. CMake's own flags for Release have -O3, which takes GCC minutes for Marlin's host code."""
 _READ_BY_CMAKE: Final = (
     "CUDA_HOME",
     "CUDAHOSTCXX",
@@ -27,6 +29,7 @@ _READ_BY_CMAKE: Final = (
     "TORCH_CUDA_ARCH_LIST",
     "VLLM_CUTLASS_SRC_DIR",
 )
+_FLAG_VARIABLES: Final = ("CMAKE_CXX_FLAGS_RELEASE", "CMAKE_CUDA_FLAGS_RELEASE")
 _RECORD: Final = "sparkwright-configured.json"
 
 
@@ -36,13 +39,15 @@ class Configuration:
 
     source: Path
     build: Path
+    initial_cache: Path
+    """CMake's file of initial values; `configure` writes it."""
     arguments: tuple[str, ...]
     variables: dict[str, str]
 
     def digest(self) -> str:
         """Changes when CMake has to be called again; edits of CMake files are noticed by ninja itself."""
         relevant = {name: self.variables.get(name) for name in _READ_BY_CMAKE}
-        return sha256_bytes(json.dumps([str(self.source), self.arguments, relevant], sort_keys=True).encode())
+        return sha256_bytes(json.dumps([str(self.source), self.arguments, FLAGS, relevant], sort_keys=True).encode())
 
 
 def find_ccache() -> Path | None:
@@ -72,7 +77,9 @@ def configuration(
     return Configuration(
         source=source,
         build=folders.native,
+        initial_cache=folders.initial_cache,
         arguments=(
+            *("-C", str(folders.initial_cache)),
             f"-DCUTLASS_INCLUDE_DIR={cutlass / 'include'}",
             f"-DCUTLASS_TOOLS_UTIL_INCLUDE_DIR={cutlass / 'tools' / 'util' / 'include'}",
             f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launch}",
@@ -103,6 +110,8 @@ def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> b
     wanted = {"digest": how.digest()}
     if (how.build / "build.ninja").is_file() and record.is_file() and json.loads(record.read_text()) == wanted:
         return False
+    # A file, because setup.py splits the arguments it is given at white space.
+    write_atomic(how.initial_cache, "".join(f'set({name} "{FLAGS}" CACHE STRING "")\n' for name in _FLAG_VARIABLES))
     record.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     command: list[str | Path] = [

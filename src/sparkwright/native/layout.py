@@ -33,6 +33,11 @@ class Layout:
         return self.root / "native"
 
     @property
+    def initial_cache(self) -> Path:
+        """CMake's file of initial values."""
+        return self.root / "initial-cache.cmake"
+
+    @property
     def fetched(self) -> Path:
         """What CMake would clone goes here; a lean build leaves it empty."""
         return self.root / "fetchcontent"
