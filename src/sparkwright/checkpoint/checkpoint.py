@@ -48,10 +48,17 @@ class Checkpoint:
         return sum(shard.size for shard in self.shards)
 
     @property
+    def lacks_headers(self) -> bool:
+        """Whether a file's header is unknown, so that the absence of a tensor says nothing more."""
+        return self._has("shard-missing", "shard-unreadable", "weights-missing")
+
+    @property
     def has_broken_shard(self) -> bool:
         """Whether a file is missing, unreadable or cut off."""
-        broken = {"shard-missing", "shard-unreadable", "shard-truncated", "weights-missing"}
-        return any(one.rule.code in broken for one in self.file_findings)
+        return self.lacks_headers or self._has("shard-truncated")
+
+    def _has(self, *codes: str) -> bool:
+        return any(one.rule.code in codes for one in self.file_findings)
 
 
 def read_checkpoint(root: Path) -> Checkpoint:

@@ -33,7 +33,7 @@ def check_structure(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield finding("doubled-prefix", doubled)
     if checkpoint.config:
         yield from _config(checkpoint)
-    if not checkpoint.has_broken_shard:
+    if not checkpoint.lacks_headers:
         yield from _layers(checkpoint)
     yield from _quantization(checkpoint)
     yield from _scales(checkpoint)
@@ -125,7 +125,8 @@ def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:
             yield finding("quant-config-missing", _weights(quantized))
         return
     foreign = [one for one in quantized if one.encoding and one.encoding.families and not _fits(one, settings.method)]
-    if foreign or (not quantized and checkpoint.tensors and settings.decides_by_ignore):
+    nothing = not quantized and settings.decides_by_ignore and not checkpoint.lacks_headers
+    if foreign or nothing:
         names = sorted({one.encoding.name for one in foreign if one.encoding}) or ["no quantized tensor"]
         detail = f"quant_method is {settings.method or 'not set'!r}, the files hold {', '.join(names)}"
         yield finding("quant-method-disagrees", _weights(foreign), detail)
@@ -209,12 +210,14 @@ def _scales(checkpoint: Checkpoint) -> Iterator[Finding]:
         if needs_input_scale(checkpoint, module) and module.encoding.input_scale not in module.parts:
             unmeasured.append(f"{module.name}.{module.encoding.input_scale}")
         misshapen += _misshapen(module)
+    if misshapen:
+        yield finding("scale-shape", misshapen)
+    if checkpoint.lacks_headers:
+        return
     if missing:
         yield finding("scale-missing", missing)
     if unmeasured:
         yield finding("input-scale-missing", unmeasured)
-    if misshapen:
-        yield finding("scale-shape", misshapen)
     if extra := [tensor.name for module in checkpoint.modules.values() for tensor in orphans(module)]:
         yield finding("scale-extra", extra)
 

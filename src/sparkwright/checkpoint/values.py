@@ -1,5 +1,6 @@
 """What can only be told from the tensors' values: scales in full, weights in samples, and against the base model."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -102,15 +103,23 @@ def compare(
         if not reader.whole(module) or not can_dequantize(module):
             skipped.append(module.name)
             continue
-        squares = np.zeros(2)
-        for mine, theirs in zip(_sample(module, sample), _sample(other, sample), strict=True):
-            difference = mine.astype(np.float64) - theirs
-            squares += [np.square(difference).sum(), np.square(theirs.astype(np.float64)).sum()]
-        error = float(np.sqrt(squares[0] / squares[1])) if squares[1] else float(squares[0] > 0)
+        error = _relative_error(_sample(module, sample), _sample(other, sample))
         differences.append(
             Difference(module=module.name, encoding=module.encoding.name, error=error, bound=bound(module.encoding))
         )
     return differences, skipped
+
+
+def _relative_error(found: Iterator[Floats], wanted: Iterator[Floats]) -> float:
+    """The L2 norm of the difference over that of what is wanted; NaN when either is not finite."""
+    difference = norm = 0.0
+    for mine, theirs in zip(found, wanted, strict=True):
+        if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
+            return math.nan
+        exact = theirs.astype(np.float64)
+        difference += float(np.square(mine - exact).sum())
+        norm += float(np.square(exact).sum())
+    return math.sqrt(difference / norm) if norm else math.inf if difference else 0.0
 
 
 def judge_differences(
@@ -186,7 +195,9 @@ def _sample(module: Module, values: int) -> Iterator[Floats]:
         firsts = sorted({last * piece // (_PIECES - 1) for piece in range(_PIECES)})
         places = [(first, each) for first in firsts]
     for first, count in places:
-        yield rows(module, first, count)
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is what is looked for
+            piece = rows(module, first, count)
+        yield piece
 
 
 def _fused_scales(checkpoint: Checkpoint, reader: _Reader) -> Iterator[Finding]:

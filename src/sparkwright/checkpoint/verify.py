@@ -1,5 +1,6 @@
 """Tell a good checkpoint from a bad one before anything is served."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,18 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
-        errors = [one.error for one in self.differences]
+        # JSON has no NaN: a comparison with what is not finite has no figure.
+        errors = {one.module: one.error if math.isfinite(one.error) else None for one in self.differences}
+        finite = [error for error in errors.values() if error is not None]
         return {
             "directory": str(self.checkpoint.root),
             "tensors": len(self.checkpoint.tensors),
             "findings": [one.to_json() for one in self.findings],
             "against": {
                 "compared": len(errors),
-                "worst": max(errors, default=None),
-                "mean": sum(errors) / len(errors) if errors else None,
-                "errors": {one.module: one.error for one in self.differences},
+                "worst": max(finite, default=None),
+                "mean": sum(finite) / len(finite) if finite else None,
+                "errors": errors,
                 "not_compared": list(self.not_compared),
             },
         }
