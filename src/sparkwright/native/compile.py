@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -85,7 +86,8 @@ def compile_unit(
     if waiting:
         note(f"compiling {len(waiting)} of {len(objects)} objects with {jobs} jobs")
     try:
-        _ninja(goals, command, how, log, waiting=waiting, costs=costs)
+        with _progress(waiting, costs) as show:
+            _ninja(goals, command, how, log, show)
     finally:
         compiled = read_measurements(measurements)
         costs |= {one.object: one.cpu_seconds for one in compiled.values() if one.cache != "hit" and not one.status}
@@ -106,41 +108,45 @@ def _read_history(path: Path) -> dict[str, float]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
+@contextmanager
+def _progress(waiting: Sequence[str], costs: Mapping[str, float]) -> Iterator[Callable[[str], None]]:
+    """A function that takes ninja's lines and shows how far the waiting objects are."""
+    usual = median(costs.values()) if costs else _UNKNOWN_OBJECT
+    left = {name: costs.get(name, usual) for name in waiting}
+    total, started = sum(left.values()), time.monotonic()
+    with progress(unit="CPU s") as bar:
+        task = bar.add_task("compiling", total=total or 1.0)
+
+        def show(line: str) -> None:
+            name = line.rpartition(" ")[2]
+            if name not in left:
+                return
+            advance = left.pop(name)
+            rest = sum(left.values())
+            counter = f"{len(waiting) - len(left)}/{len(waiting)}"
+            bar.update(task, advance=advance, description=f"{counter} {Path(name).stem}")
+            if bar.disable:
+                minutes = (time.monotonic() - started) / (total - rest) * rest / 60
+                note(f"[{counter}] {name} (about {minutes:.0f} min left)")
+
+        yield show
+
+
 def _ninja(
     goals: Sequence[str],
     command: Sequence[str | Path],
     how: Configuration,
     log: Path,
-    *,
-    waiting: Sequence[str] = (),
-    costs: dict[str, float] | None = None,
+    on_line: Callable[[str], None] = lambda _: None,
 ) -> None:
-    costs = costs or {}
-    usual = median(costs.values()) if costs else _UNKNOWN_OBJECT
-    weights = {name: costs.get(name, usual) for name in waiting}
-    done = 0
-    with progress(unit="CPU s") as bar:
-        task = bar.add_task("compiling", total=sum(weights.values()) or 1.0)
-
-        def show(line: str) -> None:
-            nonlocal done
-            name = line.rpartition(" ")[2]
-            if name in weights:
-                done += 1
-                bar.update(task, advance=weights[name], description=f"{done}/{len(weights)} {Path(name).stem}")
-                if bar.disable:
-                    left = bar.tasks[task].time_remaining
-                    estimate = f" (about {left / 60:.0f} min left)" if left else ""
-                    note(f"[{done}/{len(weights)}] {name}{estimate}")
-
-        try:
-            run_lines([*command, *goals], env=how.variables, log=log, on_line=show)
-        except CommandFailedError as error:
-            killed = "Killed" in error.what or "signal 9" in error.what
-            raise BuildFailedError(
-                f"compiling failed:\n{error.what}",
-                cause="the machine ran out of memory" if killed else "",
-                remedy="run again with fewer --jobs; finished objects are kept"
-                if killed
-                else f"the whole output is in {log}",
-            ) from error
+    try:
+        run_lines([*command, *goals], env=how.variables, log=log, on_line=on_line)
+    except CommandFailedError as error:
+        killed = "Killed" in error.what or "signal 9" in error.what
+        raise BuildFailedError(
+            f"compiling failed:\n{error.what}",
+            cause="the machine ran out of memory" if killed else "",
+            remedy="run again with fewer --jobs; finished objects are kept"
+            if killed
+            else f"the whole output is in {log}",
+        ) from error
