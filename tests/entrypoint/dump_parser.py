@@ -37,9 +37,10 @@ def takes(action: argparse.Action) -> str:
     return "maybe" if action.nargs == "?" else "many"
 
 
-def describe(action: argparse.Action) -> dict[str, object]:
-    """One option: its spellings, what follows it, and the values it is limited to."""
-    names = list(action.option_strings)
+def describe(parser: argparse.ArgumentParser, action: argparse.Action) -> dict[str, object]:
+    """One option: all spellings that are accepted, what follows it, and the values it is limited to."""
+    # An action lists only what --help shows; the parser also takes --no-enable-x, for instance.
+    names = [name for name, each in parser._option_string_actions.items() if each is action]
     record: dict[str, object] = {"names": names, "takes": takes(action)}
     if action.choices is not None:
         record["choices"] = [str(choice) for choice in action.choices]
@@ -67,7 +68,7 @@ def main() -> None:
         lines = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps([accepts(parser, words) for words in lines]), encoding="utf-8")
         return
-    options = ",\n".join(f"  {json.dumps(describe(each))}" for each in parser._actions if each.option_strings)
+    options = ",\n".join(f"  {json.dumps(describe(parser, each))}" for each in parser._actions if each.option_strings)
     version = json.dumps(vllm.__version__.partition("+")[0])
     path.write_text(f'{{"vllm": {version}, "options": [\n{options}\n]}}\n', encoding="utf-8")
 

@@ -25,9 +25,9 @@ The image is configured by its first words, by environment variables, and by opt
 | `doctor`, `about`, `recipe`, `checkpoint`, `quantize`, `bench`, `audit`, `patch` | `sparkwright` with these words |
 | anything else | that command, as it is |
 
-`--dry-run` before the mode prints what would run, as one JSON object, and runs nothing: `argv`, `env` (what is set beside
-your own environment), `notices`, and, where there is something to say, `unset`, `before`, `wait` and `smoke`. Secrets
-are not in it.
+`--dry-run` before the mode prints what would run, as one JSON object, and runs nothing: `argv`, `env` (what is set
+beside your own environment), `notices`, and, where there is something to say, `unset`, `before`, `wait` and `smoke`.
+Secrets are not in it.
 
 ## Who wins
 
