@@ -12,11 +12,16 @@ from sparkwright.native.compiler import host_compiler
 from sparkwright.native.environment import BuildEnvironment, build_environment
 from sparkwright.native.source import cutlass_headers
 from sparkwright.patching.engine import apply_series
+from sparkwright.patching.model import Status
+from sparkwright.patching.plan import examine_series
 from sparkwright.patching.series import load_series, select
+from sparkwright.patching.tree import DirectoryTree
 from sparkwright.paths import cache
 from sparkwright.pins import default_line, load_line
+from sparkwright.pins.model import FileKind
 
 PatchedBuild = Callable[[str, Sequence[str]], Path]
+PatchedFlashInfer = Callable[[str, FileKind, str], Path]
 
 _BUILD_INPUTS = (
     *("CMakeLists.txt", "setup.py", "cmake", "csrc", "requirements", "tools"),
@@ -38,6 +43,23 @@ def patched_build(tmp_path: Path, vllm_tree: Callable[[str], Path]) -> PatchedBu
             else:
                 shutil.copy2(source, target / name)
         apply_series(target, "vllm", version, series=select(load_series("vllm"), tuple(names)))
+        return target
+
+    return make
+
+
+@pytest.fixture
+def patched_flashinfer(tmp_path: Path, flashinfer_tree: Callable[[str, FileKind], Path]) -> PatchedFlashInfer:
+    """A folder with only the files that one patch changes in a FlashInfer release, as it leaves them."""
+
+    def make(version: str, kind: FileKind, name: str) -> Path:
+        target = tmp_path / f"flashinfer-{version}-{kind}-{name}"
+        series = select(load_series("flashinfer"), (name,))
+        (found,) = examine_series(series, DirectoryTree(flashinfer_tree(version, kind)), version)
+        assert found.status is Status.NEEDED
+        for path, content in found.changes.items():
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(content)
         return target
 
     return make
