@@ -2,8 +2,8 @@
 
 At configure time vLLM clones up to ten other repositories (0.33.0: triton_kernels, DeepGEMM, DeepSelect, MSA, FlashMLA, FlashKDA,
 QuTLASS, tml-fa4, flash-attention, and CUTLASS), each before it asks whether the target architecture can use it. For
-GB10 most cannot be used at all, and since 0.33.0 the same place refuses GCC below 13, which only two of them need. A build
-that depends on so many servers and compiles for hours is not one a Spark owner can repeat.
+GB10 most cannot be used at all, and 0.33.0 also refuses GCC below 13 there, which only two of them need. A build that
+depends on so many downloads of code it cannot run is not one that a Spark owner can repeat.
 
 With `-DVLLM_LEAN=ON` (setup.py: VLLM_LEAN=1 in the environment) configure stops after vLLM's own targets, and setup.py drops
 the extension modules of the external projects and the copy of triton_kernels. Without it nothing changes. CUTLASS is still
@@ -24,7 +24,7 @@ PATCH = Patch(
     reference="CMakeLists.txt after 'build the triton_kernels external package' (0.33.0: lines 1684-1714); setup.py",
     remove_when="upstream checks the architecture before it fetches, and can build without the external projects",
     guarded_by="tests/patches/test_lean_gb10_externals.py",
-    objects=("**/_deps/**", "**/flash-attn/**", "**/*-src/**"),
+    objects=("**/*-src/**",),
     variants=(
         Variant(
             edits=(

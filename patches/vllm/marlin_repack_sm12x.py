@@ -38,11 +38,7 @@ PATCH = Patch(
     reference="CMakeLists.txt, MARLIN_OTHER_ARCHS and MARLIN_MOE_OTHER_ARCHS (0.33.0: lines 680 and 1404)",
     remove_when="both lists name 12.0f, as MARLIN_ARCHS does since 0.23",
     guarded_by="tests/patches/test_marlin_repack_sm12x.py",
-    objects=(
-        "**/quantization/marlin/*marlin*.cu.o",
-        "**/quantization/marlin/awq_marlin_repack.cu.o",
-        "**/moe/marlin_moe_wna16/ops.cu.o",
-    ),
+    objects=("**/quantization/marlin/*marlin*.cu.o", "**/moe/marlin_moe_wna16/ops.cu.o"),
     variants=(
         Variant(releases="<0.24", edits=(_add_sm12x("MARLIN_OTHER_ARCHS", "  "), _MOE)),
         Variant(releases=">=0.24", edits=(_add_sm12x("MARLIN_OTHER_ARCHS", "    "), _MOE)),
