@@ -21,7 +21,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparkwright.native.compiler import host_compiler
-from sparkwright.native.toolchain import toolchain
 from sparkwright.paths import CHECKOUT, CUDA_HEADERS
 from sparkwright.run import run
 
@@ -33,11 +32,6 @@ FAST: Final = ("-Ofast", "-march=native")  # reassociation, contraction, no NaN 
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Nibbles = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-@pytest.fixture(scope="module")
-def cuda_home() -> Path:
-    return toolchain()
 
 
 @pytest.fixture(scope="module")

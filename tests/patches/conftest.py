@@ -71,6 +71,12 @@ def build_env() -> BuildEnvironment:
     return build_environment(load_line(default_line()), host_compiler(), cache() / "envs" / "tests.log")
 
 
+@pytest.fixture(scope="session")
+def build_python(build_env: BuildEnvironment) -> Path:
+    """A Python with the torch of the default line, which runs on the CPU here."""
+    return build_env.python
+
+
 @pytest.fixture
 def upstream_cmake(build_env: BuildEnvironment, tmp_path: Path) -> UpstreamCMake:
     """Runs the CMake code of a vLLM tree."""
