@@ -16,9 +16,9 @@ import json
 import sys
 from pathlib import Path
 
-import vllm
-from vllm.entrypoints.cli.serve import cmd_init
-from vllm.utils.argparse_utils import FlexibleArgumentParser
+import vllm  # type: ignore[import-not-found]
+from vllm.entrypoints.cli.serve import cmd_init  # type: ignore[import-not-found]
+from vllm.utils.argparse_utils import FlexibleArgumentParser  # type: ignore[import-not-found]
 
 
 def serve_parser() -> argparse.ArgumentParser:

@@ -34,6 +34,15 @@ def test_any_other_command_runs_as_it_is(entrypoint: Entrypoint) -> None:
     assert (ran.status, ran.stdout, ran.stderr) == (0, "a b|-c|*|", "sparkwright: + printf '%s|' 'a b' -c '*'\n")
 
 
+def test_the_healthcheck_finds_what_was_started(entrypoint: Entrypoint) -> None:
+    entrypoint.run("serve", "--port", "9", env=MODEL)
+    for _ in range(2):
+        ran = entrypoint.run("health")
+        assert ran.status == 1
+        assert "unhealthy: http://127.0.0.1:9/health did not answer" in ran.stdout
+    assert entrypoint.run("health", env={"SPARKWRIGHT_STATE": str(entrypoint.home)}).status == 0
+
+
 def test_bash_is_a_shell(entrypoint: Entrypoint) -> None:
     assert entrypoint.run("bash", "-c", "echo $0").stdout == "bash\n"
 

@@ -192,8 +192,8 @@ def start(plan: Plan) -> NoReturn:
         environment |= check_home(environment)
     os.environ.clear()
     os.environ.update(environment)
-    state.clear()
-    if plan.state:
+    if plan.state:  # not for `health` and other commands beside the server
+        state.clear()
         state.write("state", plan.state)
     if plan.before:
         say(f"starting {' '.join(plan.before[:3])}")

