@@ -1,6 +1,5 @@
 """A checkpoint folder as vLLM would read it, from headers and JSON alone."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,12 +127,18 @@ def _plain_name(name: object) -> bool:
 
 
 def _compare_index(index: Mapping[str, str] | None, shards: list[Shard], stray: list[str]) -> Iterator[Finding]:
-    holders: dict[str, list[str]] = defaultdict(list)
+    holders: dict[str, set[str]] = {}
+    twice: set[str] = set()
     for shard in shards:
+        only = {shard.path.name}
         for tensor in shard.tensors:
-            holders[tensor.name].append(shard.path.name)
-    if twice := sorted(name for name, files in holders.items() if len(files) > 1):
-        yield finding("tensor-duplicate", twice, f"for instance in {' and '.join(holders[twice[0]])}")
+            if tensor.name in holders:
+                twice.add(tensor.name)
+                holders[tensor.name] = holders[tensor.name] | only
+            else:
+                holders[tensor.name] = only
+    if twice:
+        yield finding("tensor-duplicate", sorted(twice), f"for instance in {' and '.join(sorted(holders[min(twice)]))}")
     if index is None:
         if len(shards) > 1:
             yield finding("index-missing", [shard.path.name for shard in shards])

@@ -268,7 +268,7 @@ RULES: Final = {
             "input-scale-ones",
             _W,
             "every input scale is exactly 1.0",
-            consequence="The activations were never measured: blocks lose precision or are clipped. Measured on a tiny "
+            consequence="The activations were never measured: they lose precision or are clipped. Measured on a tiny "
             "model: mean log-probability error 0.078 against 0.059.",
             remedy=f"{_QUANTIZE} A weight-only backend (Marlin) does not use it.",
         ),

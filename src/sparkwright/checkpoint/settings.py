@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +59,7 @@ class QuantSettings:
     ignore: tuple[str, ...]
     targets: tuple[str, ...]
     quantizes_activations: bool
+    static_activations: bool
     quantized_layers: tuple[str, ...] | None
     kv_cache: str | None
     raw: Mapping[str, Any]
@@ -67,14 +69,24 @@ class QuantSettings:
         """Whether the ignore list is what tells quantized layers from others."""
         return self.method in ("modelopt", "compressed-tensors")
 
+    @cached_property
+    def _ignored_by_name(self) -> tuple[list[str], list[str]]:
+        """Entries that stand for themselves and those with wildcards, which vLLM also looks for as they are written."""
+        return [one for one in self.ignore if one], [one for one in self.ignore if set(one) & set("*?[")]
+
+    @cached_property
+    def _ignored_experts(self) -> list[str]:
+        return [one for one in self.ignore if "experts" in one]
+
     def ignores(self, module: Module) -> bool:
         """Whether the list excludes a module, by vLLM's own rules for the method."""
         if self.method == "compressed-tensors":
             return any(_equal_or_regex(entry, module.name) for entry in self.ignore)
-        experts = _EXPERTS.match(module.name)
-        if experts and any("experts" in entry and experts[1] in entry for entry in self.ignore):
+        experts = _EXPERTS.match(module.name) if self._ignored_experts else None
+        if experts and any(experts[1] in entry for entry in self._ignored_experts):
             return True
-        return any(entry in module.name or fnmatchcase(module.name, entry) for entry in self.ignore if entry)
+        plain, wild = self._ignored_by_name
+        return any(entry in module.name for entry in plain) or any(fnmatchcase(module.name, entry) for entry in wild)
 
     def expects_quantized(self, module: Module) -> bool:
         """Whether vLLM builds this module as quantized."""
@@ -132,6 +144,11 @@ def parse(raw: Mapping[str, Any]) -> QuantSettings:
         targets=tuple(target for one in groups for target in strings(one.get("targets"))),
         quantizes_activations=(
             any(one.get("input_activations") for one in groups) if groups else "W4A16" not in algorithm.upper()
+        ),
+        static_activations=(
+            any(as_object(one.get("input_activations")).get("dynamic") is False for one in groups)
+            if groups
+            else algorithm.upper() == "FP8"
         ),
         quantized_layers=tuple(layers) if isinstance(layers, dict) else None,
         kv_cache=cache if isinstance(cache, str) and cache else None,

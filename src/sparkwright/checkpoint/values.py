@@ -210,8 +210,7 @@ def _fused_scales(checkpoint: Checkpoint, reader: _Reader) -> Iterator[Finding]:
             continue
         for part, found in ((encoding.global_scale, weights), (encoding.input_scale, inputs)):
             tensors = [tensor for one in group if (tensor := reader.get(one, part)) is not None]
-            # FP8 layers are requantized to one scale by vLLM, so only NVFP4's have to agree.
-            if encoding.global_scale and len({read_floats(tensor).tobytes() for tensor in tensors}) > 1:
+            if len({read_floats(tensor).tobytes() for tensor in tensors}) > 1:
                 found += [tensor.name for tensor in tensors]
     if weights:
         yield finding("fused-weight-scale-differs", weights)

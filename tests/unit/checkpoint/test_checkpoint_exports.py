@@ -1,0 +1,81 @@
+"""Headers and configs as modelopt 0.43 and 0.47 and llm-compressor 0.14 wrote them for one-layer models.
+
+The files are the tools' own output without the values: names, types, shapes and JSON, as text.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparkwright.checkpoint.encodings import SCALE_PARTS
+from sparkwright.checkpoint.headers import BITS
+from sparkwright.checkpoint.inspection import format_name
+from sparkwright.checkpoint.verify import verify_headers
+
+EXPORTS = Path(__file__).parent / "exports"
+FORMATS = {
+    "llama-llmcompressor-0.14-fp8": "compressed-tensors FP8",
+    "llama-llmcompressor-0.14-mxfp4": "compressed-tensors mxfp4-pack-quantized",
+    "llama-llmcompressor-0.14-nvfp4": "compressed-tensors nvfp4-pack-quantized",
+    "llama-llmcompressor-0.14-nvfp4a16": "compressed-tensors nvfp4-pack-quantized, weights only (W4A16)",
+    "llama-modelopt-0.43-nvfp4": "modelopt NVFP4",
+    "llama-modelopt-0.47-fp8": "modelopt FP8",
+    "llama-modelopt-0.47-nvfp4": "modelopt NVFP4",
+    "moe-llmcompressor-0.14-nvfp4": "compressed-tensors nvfp4-pack-quantized",
+    "moe-modelopt-0.43-nvfp4": "modelopt NVFP4",
+    "moe-modelopt-0.47-nvfp4": "modelopt NVFP4",
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((EXPORTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def write(root: Path, export: dict[str, Any], *, without: str = "") -> Path:
+    """The export as a folder, with holes for values; `without` leaves one tensor out."""
+    root.mkdir(exist_ok=True)
+    at = 0
+    header = {}
+    for name, (dtype, shape) in export["tensors"].items():
+        if name == without:
+            continue
+        size = BITS[dtype] // 8
+        for one in shape:
+            size *= one
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with (root / "model.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + at)
+    for file in ("config", "hf_quant_config"):
+        if file in export:
+            (root / f"{file}.json").write_text(json.dumps(export[file]))
+    (root / "tokenizer.json").write_text("{}")
+    (root / "chat_template.jinja").write_text("{{ messages }}")
+    return root
+
+
+def test_every_export_is_looked_at() -> None:
+    assert {path.stem for path in EXPORTS.glob("*.json")} == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_good_exports_are_clean_and_named(tmp_path: Path, name: str) -> None:
+    result = verify_headers(write(tmp_path / "model", load(name)))
+    assert result.findings == ()
+    assert format_name(result.checkpoint) == FORMATS[name]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_scale_and_no_quantized_weight_can_be_lost_unnoticed(tmp_path: Path, name: str) -> None:
+    export = load(name)
+    modules = {tensor.rpartition(".")[0] for tensor in export["tensors"] if tensor.rpartition(".")[2] in SCALE_PARTS}
+    candidates = [one for one in export["tensors"] if one.rpartition(".")[0] in modules]
+    assert len(candidates) >= 14
+    for tensor in candidates:
+        findings = verify_headers(write(tmp_path / "model", export, without=tensor)).findings
+        module = tensor.rpartition(".")[0]
+        assert any(module in subject for one in findings for subject in one.subjects), tensor
