@@ -126,10 +126,11 @@ def _install(prefix: Path, requirements: Path, log: Path) -> None:
             cause="its modules venv and ensurepip are not installed",
             remedy="install them (Debian, Ubuntu: apt install python3-venv)",
         ) from error
+    # The lock names everything, so pip has nothing to resolve; it would stumble over extras, which have no hashes.
     # Few retries: without network this must fail in seconds and not in minutes.
-    install: list[str | Path] = [prefix / "bin" / "python", "-m", "pip", "install", "--no-input", "--retries", "2"]
+    pip: list[str | Path] = [prefix / "bin" / "python", "-m", "pip", "install", "--no-input", "--retries", "2"]
     try:
-        run([*install, "--require-hashes", "--requirement", requirements], log=log)
+        run([*pip, "--no-deps", "--require-hashes", "--requirement", requirements], log=log)
     except CommandFailedError as error:
         raise UnavailableError(
             f"{prefix.name} could not be installed; the end of pip's output:\n{error.what}",
