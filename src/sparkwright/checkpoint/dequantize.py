@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sparkwright.checkpoint import encodings
 from sparkwright.checkpoint.headers import Tensor
 from sparkwright.checkpoint.modules import Module
+from sparkwright.checkpoint.structure import block_grid
 from sparkwright.errors import InputUnreadableError
 
 Floats = NDArray[np.float32]
@@ -49,10 +50,9 @@ def nvfp4(packed: Bytes, block_scale: Floats, global_scale: np.float32, *, divis
     return unpack_e2m1(packed) * np.repeat(scale, encodings.MODELOPT_NVFP4.block, axis=-1)
 
 
-def mxfp4(packed: Bytes, exponents: Bytes) -> Floats:
-    """Weights of MXFP4; the exponent 255 means NaN."""
-    scale: Floats = exponents.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
-    spread: Floats = np.repeat(scale, encodings.MODELOPT_MXFP4.block, axis=-1)
+def mxfp4(packed: Bytes, block_scale: Floats) -> Floats:
+    """Weights of MXFP4, whose block scales are powers of two."""
+    spread: Floats = np.repeat(block_scale, encodings.MODELOPT_MXFP4.block, axis=-1)
     return unpack_e2m1(packed) * spread
 
 
@@ -82,6 +82,12 @@ def read(tensor: Tensor, start: int = 0, count: int | None = None) -> NDArray[An
 def read_floats(tensor: Tensor, start: int = 0, count: int | None = None) -> Floats:
     """Elements of a tensor, flat, as float32."""
     return read(tensor, start, count).astype(np.float32)
+
+
+def _block_scales(tensor: Tensor, start: int, count: int) -> Floats:
+    """Block scales as float32; bytes are exponents of two, as safetensors had no name for E8M0 once."""
+    stored = read(tensor, start, count)
+    return (stored.view(ml_dtypes.float8_e8m0fnu) if tensor.dtype == "U8" else stored).astype(np.float32)
 
 
 def readable(tensor: Tensor) -> bool:
@@ -128,9 +134,8 @@ def _blocks_fit(module: Module) -> bool:
     scale, width = module.parts[encoding.block_scale], module.shape[-1]
     if encoding.bits == 4:
         return width % encoding.block == 0 and scale.elements * encoding.block == module.values
-    if encoding is encodings.BLOCK_FP8:
-        block = encoding.block
-        return scale.shape == (-(-module.shape[0] // block), -(-width // block))
+    if encoding.block:
+        return scale.shape == block_grid(module)
     return scale.elements in (1, module.shape[0])
 
 
@@ -146,20 +151,18 @@ def rows(module: Module, first: int, count: int) -> Floats:
     if encoding.bits == 4:
         packed = read(weight, first * width // 2, count * width // 2).view(np.uint8).reshape(count, width // 2)
         blocks_of_row = width // encoding.block
+        blocks = _block_scales(scale, first * blocks_of_row, count * blocks_of_row).reshape(count, blocks_of_row)
         if encoding.global_scale is None:
-            exponents = read(scale, first * blocks_of_row, count * blocks_of_row).view(np.uint8)
-            return mxfp4(packed, exponents.reshape(count, blocks_of_row))
-        blocks = read_floats(scale, first * blocks_of_row, count * blocks_of_row)
+            return mxfp4(packed, blocks)
         whole = read_floats(module.parts[encoding.global_scale])[0]
-        return nvfp4(packed, blocks.reshape(count, blocks_of_row), whole, divisor=encoding.global_is_divisor)
+        return nvfp4(packed, blocks, whole, divisor=encoding.global_is_divisor)
     values = read_floats(weight, first * width, count * width).reshape(count, width)
-    if encoding is encodings.BLOCK_FP8:
-        block = encoding.block
-        low, high = first // block, -(-(first + count) // block)
-        across = scale.shape[1]
-        grid = read_floats(scale, low * across, (high - low) * across).reshape(high - low, across)
-        spread = np.repeat(np.repeat(grid, block, axis=0), block, axis=1)
-        shifted = first - low * block
+    if encoding.block:
+        tall, across = encoding.block_rows, scale.shape[1]
+        low, high = first // tall, -(-(first + count) // tall)
+        grid = _block_scales(scale, low * across, (high - low) * across).reshape(high - low, across)
+        spread = np.repeat(np.repeat(grid, tall, axis=0), encoding.block, axis=1)
+        shifted = first - low * tall
         blockwise: Floats = values * spread[shifted : shifted + count, :width]
         return blockwise
     factor = read_floats(scale) if scale.elements == 1 else read_floats(scale, first, count)

@@ -8,13 +8,18 @@ FLOATS: Final = ("F16", "BF16", "F32", "F64")
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """One way to store a weight matrix; the names are the last part of the tensors' names."""
+    """One way to store a weight matrix; the names are the last part of the tensors' names.
+
+    A block scale stands for `block` values along the input and `block_rows` along the output; with `block` 0 for a row
+    or for the whole weight.
+    """
 
     name: str
     families: tuple[str, ...]
     weight: str
     bits: int
     block: int = 0
+    block_rows: int = 1
     block_scale: str | None = None
     block_scale_dtypes: tuple[str, ...] = ()
     global_scale: str | None = None
@@ -94,8 +99,18 @@ BLOCK_FP8: Final = Encoding(
     weight="weight",
     bits=8,
     block=128,
+    block_rows=128,
     block_scale="weight_scale_inv",
     block_scale_dtypes=("F32", "BF16", "F8_E8M0", "U8"),
+)
+MXFP8: Final = Encoding(
+    name="MXFP8",
+    families=("modelopt", "compressed-tensors", "mxfp8"),
+    weight="weight",
+    bits=8,
+    block=32,
+    block_scale="weight_scale",
+    block_scale_dtypes=("U8", "F8_E8M0"),
 )
 
 SCALE_PARTS: Final = frozenset(

@@ -167,7 +167,9 @@ def _encoding(parts: Mapping[str, Tensor]) -> Encoding | None:
     if weight.dtype in FLOATS:
         return encodings.FLOAT
     if weight.dtype == "F8_E4M3":
-        return encodings.BLOCK_FP8 if "weight_scale_inv" in parts else encodings.FP8
+        if "weight_scale_inv" in parts:
+            return encodings.BLOCK_FP8
+        return encodings.MXFP8 if mx else encodings.FP8
     if weight.dtype in ("U8", "F4"):
         return encodings.MODELOPT_MXFP4 if mx else encodings.MODELOPT_NVFP4
     return encodings.UNKNOWN
@@ -180,10 +182,10 @@ def _role(module: Module) -> Role:
         return Role.MTP
     if _VISION.search(name + "."):
         return Role.VISION
-    if _EMBEDDING.search(last):
-        return Role.EMBEDDING
     if last in ("lm_head", "embed_out") or name == "output":
         return Role.HEAD
+    if _EMBEDDING.search(last):
+        return Role.EMBEDDING
     if module.weight is None or (len(module.shape) < 2 and not module.is_quantized):
         return Role.NORM
     if last in ("gate", "router", "shared_expert_gate") or words[-2:-1] == ["router"]:
@@ -199,5 +201,7 @@ def _role(module: Module) -> Role:
 
 def orphans(module: Module) -> list[Tensor]:
     """Scales of a module that its weight, as it is stored, has no use for."""
+    if module.encoding is encodings.UNKNOWN:
+        return []
     known = module.encoding.scales if module.encoding else ()
     return [tensor for part, tensor in sorted(module.parts.items()) if part in SCALE_PARTS and part not in known]

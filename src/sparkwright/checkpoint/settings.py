@@ -60,7 +60,7 @@ class QuantSettings:
     targets: tuple[str, ...]
     quantizes_activations: bool
     static_activations: bool
-    quantized_layers: tuple[str, ...] | None
+    quantized_layers: Mapping[str, str] | None
     kv_cache: str | None
     raw: Mapping[str, Any]
 
@@ -96,13 +96,15 @@ class QuantSettings:
             by_class = any(entry.lower() == "linear" for entry in self.targets) and module.role is not Role.HEAD
             return by_class or any(_equal_or_regex(entry, module.name) for entry in self.targets)
         if self.quantized_layers is not None:
-            return any(
-                entry in (module.name, f"{module.name}.weight")
-                or module.name.startswith(f"{entry}.")
-                or fnmatchcase(module.name, entry)
-                for entry in self.quantized_layers
-            )
+            return self.layer_algorithm(module) is not None
         return not any(one in module.name for one in _NEVER_QUANTIZED)
+
+    def layer_algorithm(self, module: Module) -> str | None:
+        """The algorithm of a layer where each has its own (MIXED_PRECISION)."""
+        for entry, algorithm in (self.quantized_layers or {}).items():
+            if entry == module.name or module.name.startswith(f"{entry}.") or fnmatchcase(module.name, entry):
+                return algorithm
+        return None
 
 
 def _equal_or_regex(entry: str, name: str) -> bool:
@@ -117,8 +119,15 @@ def _equal_or_regex(entry: str, name: str) -> bool:
 def quant_settings(root: Path, config: Mapping[str, Any]) -> QuantSettings | None:
     """What vLLM would take: config.json's own, else hf_quant_config.json; None when neither speaks of quantization."""
     raw = config.get("quantization_config") or as_object(config.get("text_config")).get("quantization_config")
-    raw = raw or config.get("compression_config") or read_object(root / "hf_quant_config.json")
-    return parse(raw) if isinstance(raw, dict) and raw else None
+    raw = raw or config.get("compression_config")
+    other = read_object(root / "hf_quant_config.json")
+    if not isinstance(raw, dict) or not raw:
+        return parse(other) if other else None
+    settings = parse(raw)
+    # Older exports keep the algorithm of each layer in the second file only.
+    if other and settings.algorithm.upper() == "MIXED_PRECISION" and settings.quantized_layers is None:
+        return parse(other)
+    return settings
 
 
 def ignore_key(settings: Mapping[str, Any]) -> str:
@@ -150,7 +159,9 @@ def parse(raw: Mapping[str, Any]) -> QuantSettings:
             if groups
             else algorithm.upper() == "FP8"
         ),
-        quantized_layers=tuple(layers) if isinstance(layers, dict) else None,
+        quantized_layers={name: str(as_object(one).get("quant_algo")).upper() for name, one in layers.items()}
+        if isinstance(layers, dict)
+        else None,
         kv_cache=cache if isinstance(cache, str) and cache else None,
         raw=raw,
     )

@@ -192,6 +192,8 @@ def needs_input_scale(checkpoint: Checkpoint, module: Module) -> bool:
     """Whether vLLM will look for a static input scale of this module."""
     if checkpoint.quant is None or module.encoding is None or module.encoding.input_scale is None:
         return False
+    if checkpoint.quant.quantized_layers is not None:
+        return checkpoint.quant.layer_algorithm(module) in ("NVFP4", "FP8")
     if module.encoding is encodings.FP8:
         return checkpoint.quant.static_activations
     return checkpoint.quant.quantizes_activations
@@ -227,25 +229,24 @@ def _misshapen(module: Module) -> Iterator[str]:
         return
     scale = module.parts.get(encoding.block_scale)
     if scale is not None:
-        wanted: tuple[int, ...] | None = None
-        if encoding.bits == 4 and module.shape:
-            wanted = (*module.shape[:-1], -(-module.shape[-1] // encoding.block))
-        elif encoding.bits == 8 and encoding.block and len(module.shape) == 2:
-            wanted = (-(-module.shape[0] // encoding.block), -(-module.shape[1] // encoding.block))
-        # Stacked experts of other tools are stored transposed; their shape tells nothing.
-        wrong = wanted is not None and scale.shape != wanted and len(module.shape) == 2
-        if wrong or scale.dtype not in encoding.block_scale_dtypes:
+        # Stacked experts may be stored transposed, so that their shape tells nothing.
+        known = encoding.block > 0 and len(module.shape) == 2
+        if (known and scale.shape != block_grid(module)) or scale.dtype not in encoding.block_scale_dtypes:
             yield scale.name
     for part in (encoding.global_scale, encoding.input_scale):
         tensor = module.parts.get(part) if part else None
-        if tensor is not None and (tensor.dtype not in encodings.FLOATS or tensor.elements != _scalars(module)):
-            if encoding is encodings.FP8 and tensor.dtype in encodings.FLOATS:
-                continue
+        if tensor is not None and (
+            tensor.dtype not in encodings.FLOATS or tensor.elements not in (1, module.stacked_experts)
+        ):
             yield tensor.name
 
 
-def _scalars(module: Module) -> int:
-    return module.stacked_experts or 1
+def block_grid(module: Module) -> tuple[int, int]:
+    """Rows and columns of the block scales that a weight matrix needs."""
+    encoding = module.encoding
+    if encoding is None or not encoding.block or len(module.shape) != 2:
+        raise ValueError(f"{module.name} has no grid of block scales")
+    return -(-module.shape[0] // encoding.block_rows), -(-module.shape[1] // encoding.block)
 
 
 def _companions(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from sparkwright.checkpoint.dequantize import Floats, can_dequantize, chunks, re
 from sparkwright.checkpoint.encodings import Encoding
 from sparkwright.checkpoint.findings import Finding, finding
 from sparkwright.checkpoint.headers import Tensor
-from sparkwright.checkpoint.modules import Module
+from sparkwright.checkpoint.modules import Module, Role
 from sparkwright.checkpoint.structure import fused_groups
 
 _PIECES: Final = 8  # the sample of a tensor is taken from this many places, the first and the last row among them
@@ -94,7 +94,7 @@ def compare(
         advance()
         if not module.is_linear or module.encoding is None:
             continue
-        other = base.modules.get(module.name)
+        other = _counterpart(base, module)
         comparable = other is not None and other.shape == module.shape and base_reader.whole(other)
         # A smoothed weight (pre_quant_scale) is the base's only together with its inputs.
         if not comparable or other is None or not can_dequantize(other) or "pre_quant_scale" in module.parts:
@@ -143,8 +143,19 @@ def judge_differences(
         yield finding("against-error", [one.module for one in beyond], detail)
 
 
+def _counterpart(base: Checkpoint, module: Module) -> Module | None:
+    """The base's module of the same name; for a head that the base ties to its embedding, the embedding."""
+    if module.role is Role.HEAD and module.name not in base.modules:
+        others = list(base.modules.values())
+        if not any(one.role is Role.HEAD for one in others):
+            return next((one for one in others if one.name.endswith(("embed_tokens", "wte"))), None)
+    return base.modules.get(module.name)
+
+
 def _lacks(base: Checkpoint, module: Module) -> bool:
-    other = base.modules.get(module.name)
+    other = _counterpart(base, module)
+    if other is None and module.role is Role.EXPERT:
+        return not any(one.stacked_experts for one in base.modules.values())  # the base stacks what is apart here
     return other is None or other.shape != module.shape
 
 

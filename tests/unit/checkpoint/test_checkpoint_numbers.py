@@ -1,5 +1,6 @@
 """The numeric reference against independent definitions of the formats."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,16 @@ def test_nvfp4_value_by_value(data: bytes, scales: bytes, whole: float) -> None:
                 assert found[row, column] == value * scale
 
 
+def _powers(exponents: list[list[int]]) -> NDArray[np.float32]:
+    return np.array([[math.nan if one == 255 else 2.0 ** (one - 127) for one in row] for row in exponents], np.float32)
+
+
 def test_mxfp4_scales_are_powers_of_two() -> None:
     packed = np.full((1, 32), 0x22, dtype=np.uint8)  # every value is 1
-    found = mxfp4(packed, np.array([[127, 120]], dtype=np.uint8))
+    found = mxfp4(packed, _powers([[127, 120]]))
     assert set(found[0, :32]) == {1.0}
     assert set(found[0, 32:]) == {2.0**-7}
-    assert np.isnan(mxfp4(packed, np.array([[255, 127]], dtype=np.uint8))[0, :32]).all()
+    assert np.isnan(mxfp4(packed, _powers([[255, 127]]))[0, :32]).all()
 
 
 def _module(tmp_path: Path, **parts: NDArray[Any]) -> Module:
@@ -85,6 +90,15 @@ def test_fp8_by_tensor_row_and_block(tmp_path: Path) -> None:
     assert (found[8:, 128:] == values[128:140, 128:] * 8).all()
 
 
+def test_mxfp8(tmp_path: Path) -> None:
+    values = np.arange(4 * 64, dtype=np.float32).reshape(4, 64) % 7
+    weight = values.astype(ml_dtypes.float8_e4m3fn)
+    exponents = np.array([[127, 128], [126, 125], [127, 127], [130, 120]], dtype=np.uint8)
+    module = _module(tmp_path, weight=weight, weight_scale=exponents)
+    expected = values * np.repeat(_powers(exponents.tolist()), 32, axis=1)
+    assert (rows(module, 1, 3) == expected[1:]).all()
+
+
 def test_stacked_mxfp4_experts(tmp_path: Path) -> None:
     blocks = np.random.default_rng(1).integers(0, 256, (2, 6, 3, 16), dtype=np.uint8)
     scales = np.random.default_rng(2).integers(120, 130, (2, 6, 3), dtype=np.uint8)
@@ -93,7 +107,7 @@ def test_stacked_mxfp4_experts(tmp_path: Path) -> None:
     module = read_checkpoint(tmp_path).modules[name]
     assert module.shape == (2, 6, 96)
     assert module.stacked_experts == 2
-    whole = mxfp4(blocks.reshape(12, 48), scales.reshape(12, 3))
+    whole = mxfp4(blocks.reshape(12, 48), _powers(scales.reshape(12, 3).tolist()))
     assert (rows(module, 5, 4) == whole[5:9]).all()
 
 

@@ -363,9 +363,58 @@ def test_another_model_is_not_the_base(make: Make, tmp_path: Path) -> None:
     result = verify(root, against=other.write(tmp_path / "other"))
     assert [(one.rule.code, one.subjects) for one in result.findings] == [("against-error", (DOWN,))]
     less = make("base")
-    del less.tensors["lm_head.weight"]
+    del less.tensors[f"{DOWN}.weight"]
     result = verify(root, against=less.write(tmp_path / "less"))
-    assert [(one.rule.code, one.subjects) for one in result.findings] == [("against-missing", ("lm_head.weight",))]
+    assert [(one.rule.code, one.subjects) for one in result.findings] == [("against-missing", (f"{DOWN}.weight",))]
+
+
+def test_a_head_that_the_base_ties_is_compared_with_its_embedding(make: Make, tmp_path: Path) -> None:
+    base, model = make("base"), make("modelopt")
+    del base.tensors["lm_head.weight"]
+    model.tensors["lm_head.weight"] = model.tensors["model.embed_tokens.weight"]
+    assert verify(model.write(tmp_path / "model"), against=base.write(tmp_path / "base")).findings == ()
+
+
+def _mixed(model: "Model", algorithm: str) -> None:
+    """The layers' algorithms one by one: the head in BF16, everything else in `algorithm`."""
+    layers = {
+        name.removesuffix(".weight_scale"): {"quant_algo": algorithm}
+        for name in model.tensors
+        if "weight_scale" in name
+    }
+    model.config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    model.hf_quant = {
+        "quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers, "exclude_modules": []}
+    }
+
+
+def test_mixed_precision_goes_by_its_own_list(make: Make, tmp_path: Path) -> None:
+    model = make("modelopt")
+    _mixed(model, "NVFP4")
+    assert codes(model.write(tmp_path / "good")) == []
+    for name in [one for one in model.tensors if one.endswith(".input_scale")]:
+        del model.tensors[name]
+    assert codes(model.write(tmp_path / "bad")) == ["input-scale-missing"]
+    _mixed(model, "W4A16_NVFP4")
+    assert codes(model.write(tmp_path / "weights-only")) == []
+
+
+def test_formats_that_are_not_known_are_left_alone(make: Make, tmp_path: Path) -> None:
+    model = make("base")
+    model.tensors |= {
+        f"{DOWN}.weight": np.ones((64, 96), dtype=np.int8),
+        f"{DOWN}.weight_scale": np.ones((64, 1), dtype=np.float32),
+    }
+    groups = {"group_0": {"weights": {"num_bits": 8, "type": "int"}, "targets": ["re:.*layers.0.mlp.down_proj"]}}
+    model.config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": groups,
+    }
+    root = model.write(tmp_path / "model")
+    assert codes(root) == []
+    assert inspect(verify_headers(root).checkpoint)["format"] == "unknown"
 
 
 def test_exchanged_nibbles_are_far_beyond_the_bound(make: Make, tmp_path: Path) -> None:
