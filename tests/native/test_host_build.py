@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from sparkwright.native.layout import layout
 from sparkwright.native.units import Unit, unit
 from sparkwright.patching.engine import apply_series, revert_series
 from sparkwright.patching.series import load_series
+from sparkwright.paths import cache
 from sparkwright.pins import load_line
 from sparkwright.run import run
 
@@ -30,6 +32,9 @@ FOLDERS = layout(LINE.name)
 NVFP4 = unit("nvfp4")
 FP4_GEMM = "CMakeFiles/_C_stable_libtorch.dir/csrc/quantization/fp4/nvfp4_scaled_mm_sm120_kernels.cu.o"
 QUANTISER = "CMakeFiles/_C_stable_libtorch.dir/csrc/quantization/fp4/nvfp4_quant_kernels.cu.o"
+
+
+CCACHE = {"CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(cache() / "ccache"), "CCACHE_COMPILERCHECK": "content"}
 
 
 def vllm_tree() -> Path:
@@ -87,14 +92,22 @@ def test_two_builds_at_once_in_one_folder_are_refused(report: BuildReport) -> No
         host.build(LINE, NVFP4, jobs=1)
 
 
-def test_an_object_for_another_target_fails_the_audit(report: BuildReport, tmp_path: Path) -> None:
-    assert report.objects
-    empty = Unit(name="nvfp4", objects=("*",), libraries=False)
-    (tmp_path / QUANTISER).parent.mkdir(parents=True)
-    os.link(FOLDERS.native / QUANTISER, tmp_path / QUANTISER)
-    failures = failures_of(audit_files(tmp_path, [QUANTISER]), empty, LINE)
-    assert any("FP4 tensor-core" in str(failure) or "OMMA" in str(failure) for failure in failures)
-    assert any("no object with device code has such a path" in str(failure) for failure in failures)
+def test_the_fp4_gemm_compiled_for_the_plain_target_fails_the_audit(
+    environment: BuildEnvironment, tmp_path: Path
+) -> None:
+    ninja: list[str | Path] = [environment.tool("ninja"), "-C", FOLDERS.native, "-t", "commands", FP4_GEMM]
+    command = run(ninja).splitlines()[-1]
+    assert "arch=compute_121a,code=sm_121a" in command
+    plain = command.replace("arch=compute_121a,code=sm_121a", "arch=compute_121,code=sm_121")
+    elsewhere = plain.replace(str(FOLDERS.measurements), str(tmp_path / "measurements")).replace(
+        f" {FP4_GEMM}", f" {tmp_path / FP4_GEMM}"
+    )
+    (tmp_path / FP4_GEMM).parent.mkdir(parents=True)
+    # As ninja starts it. The compiler is satisfied: only the machine code shows that the kernels are empty.
+    run(shlex.split(elsewhere), cwd=FOLDERS.native, env=environment.variables(CCACHE))
+    failures = "\n".join(map(str, failures_of(audit_files(tmp_path, [FP4_GEMM]), NVFP4, LINE)))
+    assert "0 FP4 tensor-core instructions, not 384" in failures
+    assert "sm_121, not sm_121a" in failures
 
 
 @pytest.fixture
