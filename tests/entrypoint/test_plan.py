@@ -326,6 +326,13 @@ def test_the_users_options_of_ray_win() -> None:
     assert made.env["RAY_AUTH_MODE"] == "disabled"
 
 
+def test_the_healthcheck_of_a_ray_node_has_its_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t", encoding="utf-8")
+    made = planned("health", RAY_AUTH_TOKEN_FILE=str(tmp_path / "token"))
+    assert made.env["RAY_AUTH_MODE"] == "token"
+    assert made.secrets == {"RAY_AUTH_TOKEN": "t"}
+
+
 def test_ray_worker(tmp_path: Path) -> None:
     made = planned("ray-worker", HEAD_IP="192.0.2.7", WORKER_IP="192.0.2.8", RAY_AUTH_TOKEN="t", ROOT=str(tmp_path))
     assert shlex.join(made.argv) == (

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,14 @@ class Started:
         self.process.wait(timeout=30)
 
 
+def until(condition: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+    """Wait for something; say what was seen when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.5)
+
+
 class Spark:
     """Starts entrypoint.sh with the serving environment, as the image would."""
 
@@ -137,7 +145,7 @@ class Spark:
         self.serving, self.folder = serving, folder
         self.started: list[Started] = []
 
-    def start(self, *words: str, port: int = 0, prefix: Sequence[str] = (), **environment: str) -> Started:
+    def start(self, *words: str, prefix: Sequence[str] = (), **environment: str) -> Started:
         """Start one container's command; its state, caches and log are its own."""
         own = self.folder / str(len(self.started))
         own.mkdir(parents=True)
@@ -152,7 +160,7 @@ class Spark:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_LOGGING_LEVEL": "INFO",
             "MAX_JOBS": "1",
-            "PORT": str(port or free_port()),
+            "PORT": str(free_port()),
             **environment,
         }
         log = own / "log"

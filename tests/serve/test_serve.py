@@ -5,7 +5,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from tests.serve.conftest import Spark, status_of
+from tests.serve.conftest import Spark, status_of, until
 
 pytestmark = pytest.mark.long
 
@@ -35,7 +35,7 @@ def test_serve_answers_is_healthy_and_ends_cleanly(spark: Spark, tiny_model: Pat
     assert status_of(f"{server.url}/v1/models", key="other") == 401
     assert status_of(f"{server.url}/v1/models") == 401
     assert chat(server.url, "k3y-9c41")
-    assert "the smoke test passed" in server.log.read_text(encoding="utf-8")
+    until(lambda: "the smoke test passed" in server.log.read_text(encoding="utf-8"), 120, server.tail)
     assert "k3y-9c41" not in server.log.read_text(encoding="utf-8")
     health = server.health()
     assert health.returncode == 0, health.stdout

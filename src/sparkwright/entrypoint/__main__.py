@@ -33,7 +33,10 @@ def plan(words: Sequence[str], environment: Mapping[str, str], host: Host) -> Pl
     if mode == "bash":
         return Plan(argv=("bash", *rest), secrets=secrets)
     if mode == "health":
-        return Plan(argv=(sys.executable, "-m", "sparkwright.entrypoint.health", *rest))
+        # Docker starts it beside the served process, without what that one was given by its plan.
+        token = bool(environment.get("RAY_AUTH_TOKEN") or secrets.get("RAY_AUTH_TOKEN"))
+        argv = (sys.executable, "-m", "sparkwright.entrypoint.health", *rest)
+        return Plan(argv=argv, env=cluster.ray_environment(environment, token), secrets=secrets)
     if mode in _COMMANDS:
         return Plan(argv=(sys.executable, "-m", "sparkwright", mode, *rest), secrets=secrets)
     return Plan(argv=(mode, *rest), secrets=secrets)

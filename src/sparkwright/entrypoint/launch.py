@@ -203,5 +203,6 @@ def start(plan: Plan) -> NoReturn:
     if plan.smoke:
         # It outlives the exec below as a child of the server, which it watches and, when need be, ends.
         subprocess.Popen([sys.executable, "-m", "sparkwright.entrypoint.smoke", str(os.getpid())])
-    say(f"+ {shlex.join(plan.argv)}")
+    if plan.state:
+        say(f"+ {shlex.join(plan.argv)}")
     os.execve(program, plan.argv, environment)  # noqa: S606  the point of an entrypoint
