@@ -303,6 +303,13 @@ def test_other_parallelism_leaves_the_tensors_alone() -> None:
     assert value(made, "--tensor-parallel-size") == "1"
 
 
+def test_nodes_in_the_arguments_count() -> None:
+    made = planned("serve", "-tp", "2", "--nnodes", "2", "--node-rank", "0", "--master-addr", "192.0.2.7")
+    assert value(made, "--tensor-parallel-size") == "2"
+    with pytest.raises(ConfigurationError, match="needs 4 GPUs, and there are 2"):
+        planned("serve", "-tp", "4", "-n", "2")
+
+
 def test_serve_beside_a_ray_cluster_uses_it() -> None:
     made = planned("serve", TENSOR_PARALLEL_SIZE="2", HEAD_IP="192.0.2.7")
     assert value(made, "--distributed-executor-backend") == "ray"
@@ -324,6 +331,7 @@ def test_the_users_options_of_ray_win() -> None:
     made = planned("ray-head", "--num-gpus=2", "--num-cpus=4", MODEL="UNSET", HEAD_IP="127.0.0.1")
     assert [word for word in made.argv if word.startswith("--num")] == ["--num-gpus=2", "--num-cpus=4"]
     assert made.env["RAY_AUTH_MODE"] == "disabled"
+    assert made.notices[0].startswith("Ray listens on every interface")
 
 
 def test_the_healthcheck_of_a_ray_node_has_its_token(tmp_path: Path) -> None:

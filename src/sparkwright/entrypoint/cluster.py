@@ -10,6 +10,11 @@ from sparkwright.entrypoint.plan import GIB, Host, Plan, Wait
 from sparkwright.entrypoint.variables import Values
 from sparkwright.errors import ConfigurationError
 
+# Seen with Ray 2.60: with --node-ip-address=127.0.0.1 its server still listens on every interface.
+_OPEN: Final = (
+    "Ray listens on every interface, also with HEAD_IP on loopback: without RAY_AUTH_TOKEN anyone who reaches port {port} "
+    "of this machine can run programs here"
+)
 _OBJECT_STORE: Final = GIB  # Ray would reserve 30 % of the unified memory; vLLM passes little through the store
 
 
@@ -78,13 +83,13 @@ def ray_environment(environment: Mapping[str, str], token: bool) -> dict[str, st
 
 
 def demand_token(address: str, environment: Mapping[str, str], secrets: Mapping[str, str]) -> bool:
-    """Whether a token is there; beyond loopback one must be.
+    """Whether a token is there; unless HEAD_IP says loopback, one must be.
 
     Raises:
         ConfigurationError: the cluster can be reached from the network and has no token.
     """
     token = bool(environment.get("RAY_AUTH_TOKEN") or secrets.get("RAY_AUTH_TOKEN"))
-    if not token and not loopback(address):
+    if not token and not (environment.get("HEAD_IP") and loopback(address)):
         raise ConfigurationError(
             f"RAY_AUTH_TOKEN is not set, and the cluster at {address} can be reached from the network",
             cause="without a token anyone who reaches Ray's port can run programs as this container's user",
@@ -127,6 +132,7 @@ def plan_head(values: Values, words: Sequence[str], host: Host, secrets: Mapping
         argv=(*_merged(ours, words), *(["--block"] if block and "--block" not in words else [])),
         env=node_environment(address, address, environment, host) | ray_environment(environment, token),
         secrets=secrets,
+        notices=() if token else (_OPEN.format(port=port),),
         state={"mode": "ray-head", "address": f"{address}:{port}", "node": address},
     )
 

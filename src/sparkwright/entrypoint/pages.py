@@ -18,8 +18,9 @@ The image is configured by its first words, by environment variables, and by opt
 | words after the image's name | what runs |
 | --- | --- |
 | none, `serve`, or options | `vllm serve`, as the container's process |
-| `ray-head` | the head of a Ray cluster; with MODEL it also serves, once NNODES nodes are there |
-| `ray-worker` | a node of a Ray cluster |
+| `ray-head` | the head of a Ray cluster; further words go to `ray start` |
+| `ray-head` with MODEL or RECIPE | the same, and serves once NNODES nodes are there; further words go to `vllm serve` |
+| `ray-worker` | a node of a Ray cluster; further words go to `ray start` |
 | `bash` | a shell |
 | `health` | the healthcheck of whatever this container was started as |
 | `doctor`, `about`, `recipe`, `checkpoint`, `quantize`, `bench`, `audit`, `patch` | `sparkwright` with these words |

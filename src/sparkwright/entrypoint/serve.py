@@ -1,9 +1,9 @@
 """`serve`: one `vllm serve` command line from the recipe, the variables, VLLM_EXTRA_ARGS and the arguments."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from sparkwright.entrypoint import cluster, memory, model, release, translate, words
 from sparkwright.entrypoint.plan import Host, Plan, Wait
@@ -159,7 +159,7 @@ def plan(
     settings, won = words.merge(line.settings)
     chosen = {setting.key: setting for setting in settings}
     _enough_gpus(chosen, values, nodes)
-    share = float(chosen["--gpu-memory-utilization"].value)
+    share = _figure(chosen["--gpu-memory-utilization"], float)
     if "--kv-cache-memory-bytes" not in chosen and (low := memory.warning(share, host)):
         notices.append(low)
     env = {key: value for key, value in recipe.env.items() if not environment.get(key) and key not in old.unset}
@@ -167,7 +167,7 @@ def plan(
     if not environment.get("MAX_JOBS"):
         env.setdefault("MAX_JOBS", str(memory.jobs(host)))
     headless = "--headless" in chosen
-    listen = (chosen["--host"].value, int(chosen["--port"].value))
+    listen = (chosen["--host"].value, _figure(chosen["--port"], int))
     return Plan(
         argv=("vllm", "serve", name, *(word for setting in settings for word in setting.words)),
         env=env,
@@ -263,12 +263,31 @@ def _in_cluster(line: _Line, count: int, host: Host, secrets: Mapping[str, str],
     return _Nodes(count=count if wait else 0, env=env, wait=waiting if wait else None)
 
 
-def _enough_gpus(chosen: Mapping[str, Setting], values: Values, nodes: _Nodes) -> None:
-    size = chosen["--tensor-parallel-size"].value
-    gpus = nodes.count * values.number("NUM_GPUS")
-    if gpus and size.isdigit() and int(size) > gpus:
+Number = TypeVar("Number", int, float)
+
+
+def _figure(setting: Setting, kind: Callable[[str], Number]) -> Number:
+    """The value of an option that must be a number, wherever it came from."""
+    try:
+        return kind(setting.value)
+    except ValueError as error:
         raise ConfigurationError(
-            f"TENSOR_PARALLEL_SIZE={size} needs {size} GPUs, and there are {gpus}: NNODES={nodes.count} with "
+            f"{setting.key} {setting.value} (from {setting.origin}) is not a number",
+            remedy=f"write {setting.key} followed by a number",
+        ) from error
+
+
+def _enough_gpus(chosen: Mapping[str, Setting], values: Values, nodes: _Nodes) -> None:
+    size = _figure(chosen["--tensor-parallel-size"], int)
+    count = nodes.count
+    if "--nnodes" in chosen:
+        count = _figure(chosen["--nnodes"], int)
+    elif count == 1 and "--distributed-executor-backend" in chosen:
+        return  # a cluster of the user's own making, whose size is not known here
+    gpus = count * values.number("NUM_GPUS")
+    if gpus and size > gpus:
+        raise ConfigurationError(
+            f"TENSOR_PARALLEL_SIZE={size} needs {size} GPUs, and there are {gpus}: NNODES={count} with "
             f"NUM_GPUS={values.number('NUM_GPUS')}",
             cause="a Spark has one GPU; more need more nodes",
             remedy="set NNODES, NODE_RANK and HEAD_IP on every node (docs/multi-node.md), or NUM_GPUS elsewhere",
@@ -285,5 +304,6 @@ def plan_ray_head(values: Values, arguments: Sequence[str], host: Host, secrets:
         served,
         before=head.argv,
         env={**head.env, **served.env},
+        notices=(*head.notices, *served.notices),
         state={**served.state, **head.state, "mode": "ray-serve"},
     )
