@@ -30,7 +30,8 @@ _READ_BY_CMAKE: Final = (
     "VLLM_CUTLASS_SRC_DIR",
 )
 _FLAG_VARIABLES: Final = ("CMAKE_CXX_FLAGS_RELEASE", "CMAKE_CUDA_FLAGS_RELEASE")
-_RECORD: Final = "sparkwright-configured.json"
+RECORD: Final = "sparkwright-configured.json"
+"""In the build folder: how it was configured. Whoever configures it in another way removes this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +107,17 @@ def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> b
     Raises:
         BuildFailedError: CMake refuses.
     """
-    record = how.build / _RECORD
+    record = how.build / RECORD
     wanted = {"digest": how.digest()}
     if (how.build / "build.ninja").is_file() and record.is_file() and json.loads(record.read_text()) == wanted:
         return False
     # A file, because setup.py splits the arguments it is given at white space.
     write_atomic(how.initial_cache, "".join(f'set({name} "{FLAGS}" CACHE STRING "")\n' for name in _FLAG_VARIABLES))
     record.unlink(missing_ok=True)
+    # What CMake remembers of another compiler or environment would win over the arguments. Objects stay.
+    (how.build / "CMakeCache.txt").unlink(missing_ok=True)
+    for remembered in how.build.glob("CMakeFiles/[0-9]*"):
+        shutil.rmtree(remembered)
     log.unlink(missing_ok=True)
     command: list[str | Path] = [
         environment.tool("cmake"),

@@ -11,7 +11,7 @@ from typing import Final
 
 from sparkwright.errors import BuildFailedError, CommandFailedError, ConfigurationError
 from sparkwright.files import sha256_file, write_json
-from sparkwright.native.configure import BUILD_TYPE, Configuration
+from sparkwright.native.configure import BUILD_TYPE, RECORD, Configuration
 from sparkwright.native.environment import BuildEnvironment
 from sparkwright.native.layout import Layout
 from sparkwright.patching.receipt import RECEIPT
@@ -176,6 +176,8 @@ def _setup(
         "MAX_JOBS": str(jobs),
         "NVCC_THREADS": "1",
     }
+    # setup.py configures with its own job pools; the next build does it anew.
+    (how.build / RECORD).unlink(missing_ok=True)
     pip: list[str | Path] = [
         environment.python,
         "-m",
