@@ -2,10 +2,13 @@
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 from tests.entrypoint.conftest import Entrypoint, as_user
+
+from sparkwright.run import run
 
 MODEL = {"MODEL": "owner/name", "GPU_MEMORY_UTIL": "0.1"}
 
@@ -264,3 +267,20 @@ def test_a_recipe_for_another_line_is_refused(entrypoint: Entrypoint) -> None:
     ran = entrypoint.run("serve", env=env)
     assert (ran.status, ran.records) == (78, [])
     assert "is for vLLM 0.33.0, and this is 0.16.0" in ran.stderr
+
+
+def test_the_way_to_serve_imports_nothing_heavy(entrypoint: Entrypoint) -> None:
+    program = (
+        "import os, sys; from sparkwright.entrypoint.__main__ import plan; import sparkwright.entrypoint.launch;"
+        "from sparkwright.entrypoint.plan import Host; plan(['serve'], {**os.environ, 'MODEL': 'a/b'}, Host());"
+        "print(*sorted({'pydantic', 'typer', 'rich', 'yaml', 'packaging', 'importlib.metadata'} & set(sys.modules)))"
+    )
+    assert run([sys.executable, "-S", "-c", program], env=_with_site(entrypoint)).strip() == ""
+    recipe = program.replace("'MODEL': 'a/b'", "'RECIPE': 'qwen3-8b-nvfp4'")
+    assert "pydantic" in run([sys.executable, "-c", recipe], env=_with_site(entrypoint)), "the test must see something"
+
+
+def _with_site(entrypoint: Entrypoint) -> dict[str, str]:
+    """Without `site`, whose start-up files import what they like, psutil must still be found."""
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    return {**entrypoint.environment, "PYTHONPATH": ":".join([entrypoint.environment["PYTHONPATH"], *packages])}

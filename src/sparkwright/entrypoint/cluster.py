@@ -12,8 +12,8 @@ from sparkwright.errors import ConfigurationError
 
 # Seen with Ray 2.60: with --node-ip-address=127.0.0.1 its server still listens on every interface.
 _OPEN: Final = (
-    "Ray listens on every interface, also with HEAD_IP on loopback: without RAY_AUTH_TOKEN anyone who reaches port {port} "
-    "of this machine can run programs here"
+    "Ray listens on every interface, also with HEAD_IP on loopback: without RAY_AUTH_TOKEN anyone who reaches port "
+    "{port} of this machine can run programs here"
 )
 _OBJECT_STORE: Final = GIB  # Ray would reserve 30 % of the unified memory; vLLM passes little through the store
 
