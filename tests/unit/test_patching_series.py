@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparkwright.errors import ConfigurationError
+from sparkwright.patching import series
 from sparkwright.patching.model import Status
 from sparkwright.patching.series import load_series
 from sparkwright.patching.shell import ShellPatch
@@ -71,6 +72,27 @@ def test_contradictions_are_refused(tmp_path: Path, arguments: dict[str, str], m
     write(tmp_path, "p.py", **arguments)
     with pytest.raises(ConfigurationError, match=message):
         load_series("vllm", tmp_path)
+
+
+def test_a_definition_covers_the_files_that_the_patch_adds(tmp_path: Path) -> None:
+    source = tmp_path / "p.py"
+    source.write_text(
+        f"""
+from pathlib import Path
+from sparkwright.patching import AddFile, Patch, Variant
+TEXT = Path({str(tmp_path / "header.h")!r}).read_text()
+PATCH = Patch(
+    title="t", releases="", kind="native", category="temporary", reference="r", remove_when="w", guarded_by="g",
+    objects=("x",), variants=(Variant(edits=(AddFile(path="a.h", text=TEXT),)),),
+)
+"""
+    )
+    definitions = set()
+    for text in ("int a;\n", "int b;\n"):
+        (tmp_path / "header.h").write_text(text)
+        series._load_module.cache_clear()
+        definitions.add(series.load_patch(source, "vllm").definition)
+    assert len(definitions) == 2
 
 
 def test_a_file_without_a_patch_is_refused(tmp_path: Path) -> None:

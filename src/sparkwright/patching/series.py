@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from sparkwright.errors import ConfigurationError, UsageError
-from sparkwright.files import sha256_file
-from sparkwright.patching.model import Edit, Patch
+from sparkwright.files import sha256_bytes
+from sparkwright.patching.model import AddFile, Edit, Patch
 from sparkwright.patching.shell import ShellPatch
 from sparkwright.paths import PATCHES
 
@@ -19,7 +19,7 @@ COMPONENTS: Final = ("vllm", "flashinfer", "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class NamedPatch:
-    """A patch with its name, the file that defines it, and that file's sha256."""
+    """A patch with its name, the file that defines it, and the sha256 of all that it is made of."""
 
     name: str
     component: str
@@ -75,6 +75,17 @@ def _check(name: str, patch: Patch) -> None:
                     raise ConfigurationError(f"patch {name} is marked python, but {edit.path} is a compile input")
 
 
+def _definition(source: Path, patch: Patch | ShellPatch) -> str:
+    """The sha256 of the patch file and of the files that it adds to the tree, which may lie elsewhere."""
+    added = [
+        edit.text
+        for variant in (patch.variants if isinstance(patch, Patch) else ())
+        for edit in variant.edits
+        if isinstance(edit, AddFile)
+    ]
+    return sha256_bytes(b"\0".join([source.read_bytes(), *(text.encode() for text in added)]))
+
+
 def load_patch(source: Path, component: str) -> NamedPatch:
     """Load one patch file.
 
@@ -91,7 +102,7 @@ def load_patch(source: Path, component: str) -> NamedPatch:
             raise ConfigurationError(f"{source} defines no PATCH")
         _check(name, found)
         patch = found
-    return NamedPatch(name=name, component=component, source=source, definition=sha256_file(source), patch=patch)
+    return NamedPatch(name=name, component=component, source=source, definition=_definition(source, patch), patch=patch)
 
 
 @functools.cache
