@@ -314,6 +314,7 @@ def test_killed_at_any_write_in_place(make: Make, tmp_path: Path, monkeypatch: p
         seen = snapshot(root)
         if seen not in (old, new):
             assert "repair-interrupted" in codes(root), kill_at
+            assert "shard-missing" not in codes(root), kill_at  # the index never names what is not there yet
         outcomes.add("old" if seen == old else "new" if seen == new else "between")
         repair_in_place(root, everything(base))
         assert snapshot(root) == new, kill_at
