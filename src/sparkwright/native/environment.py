@@ -128,7 +128,16 @@ def _install(prefix: Path, requirements: Path, log: Path) -> None:
         ) from error
     # The lock names everything, so pip has nothing to resolve; it would stumble over extras, which have no hashes.
     # Few retries: without network this must fail in seconds and not in minutes.
-    pip: list[str | Path] = [prefix / "bin" / "python", "-m", "pip", "install", "--no-input", "--retries", "2"]
+    pip: list[str | Path] = [
+        prefix / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--no-compile",
+        "--retries",
+        "2",
+    ]
     try:
         run([*pip, "--no-deps", "--require-hashes", "--requirement", requirements], log=log)
     except CommandFailedError as error:
