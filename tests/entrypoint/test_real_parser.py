@@ -60,7 +60,12 @@ def dump(release: str, tree: Path, python: Path, *words: str) -> None:
             ]
             run([*pip, "--target", extra, *EXTRA[release]])
             write_atomic(extra / "made", "")
-    environment = {"VLLM_TARGET_DEVICE": "cpu", "PYTHONPATH": f"{tree}:{extra}"}
+    # The package alone: the metadata beside it would name a vLLM that is not for CPUs.
+    package = extra / "tree" / "vllm"
+    package.parent.mkdir(exist_ok=True)
+    if not package.is_symlink():
+        package.symlink_to(tree / "vllm")
+    environment = {"VLLM_TARGET_DEVICE": "cpu", "PYTHONPATH": f"{package.parent}:{extra}"}
     run([python, DUMP, *words], env={**os.environ, **environment})
 
 
