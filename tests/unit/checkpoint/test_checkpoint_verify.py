@@ -516,9 +516,26 @@ def test_strange_headers_never_end_in_a_traceback(tmp_path_factory: pytest.TempP
     _judge_all(root)
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a":' * 100_000, '{"\\ud800": 1}', '{"a": {"dtype": "F32"}}', "9" * 5000]
-)
+def _entry(begin: int, end: int) -> str:
+    return json.dumps({"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]})
+
+
+HOSTILE = {
+    "nested": "[" * 100_000,
+    "nested objects": '{"a":' * 100_000,
+    "half a character": f'{{"\\ud800": {_entry(0, 0)}}}',
+    "control characters": f'{{"a\\u001b[31m": {_entry(0, 0)}}}',
+    "no shape": '{"a": {"dtype": "F32"}}',
+    "a number without end": "9" * 5000,
+    "twice": f'{{"a": {_entry(0, 2)}, "a": {_entry(0, 2)}}}',
+    "gap": f'{{"a": {_entry(1, 2)}}}',
+    "overlap": f'{{"a": {_entry(0, 2)}, "b": {_entry(1, 3)}}}',
+    "size": '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+    "truth for a number": '{"a": {"dtype": "U8", "shape": [true], "data_offsets": [0, 1]}}',
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=list(HOSTILE))
 def test_hostile_headers_are_refused(tmp_path: Path, text: str) -> None:
     raw = text.encode()
     (tmp_path / "x.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
