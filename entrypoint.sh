@@ -9,12 +9,10 @@
 # that holds it and becomes it, so that signals reach the served process.
 set -Eeuo pipefail
 
-# Usage: find_python FOLDER; the Python beside the package: the image's, else the checkout's.
+# Usage: find_python FOLDER; sets `python` to the one beside the package: the image's, else the checkout's.
 find_python() {
-	local candidate
-	for candidate in "${SPARKWRIGHT_PYTHON:-}" /opt/venv/bin/python "$1/.venv/bin/python"; do
-		if [[ -n $candidate && -x $candidate ]]; then
-			printf '%s\n' "$candidate"
+	for python in "${SPARKWRIGHT_PYTHON:-}" /opt/venv/bin/python "$1/.venv/bin/python"; do
+		if [[ -n $python && -x $python ]]; then
 			return
 		fi
 	done
@@ -23,13 +21,16 @@ find_python() {
 	return 69
 }
 
+# No subshells: each would delay the start.
 main() {
-	local here python
-	here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
-	python=$(find_python "$here")
+	local here=${BASH_SOURCE[0]} python
+	if [[ -L $here ]]; then
+		here=$(readlink -f -- "$here")
+	fi
+	[[ $here == */* ]] || here=./$here
+	find_python "${here%/*}"
 	# vllm and ray stand beside that Python; what the caller put on PATH goes first.
-	PATH=$PATH:$(dirname -- "$python")
-	export PATH
+	export PATH=$PATH:${python%/*}
 	exec "$python" -m sparkwright.entrypoint "$@"
 }
 
