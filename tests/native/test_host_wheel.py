@@ -21,6 +21,7 @@ from sparkwright.native.jobs import default_jobs
 from sparkwright.native.layout import layout
 from sparkwright.native.units import unit
 from sparkwright.native.wheel import PARTS, Wheel
+from sparkwright.paths import CHECKOUT
 from sparkwright.pins import load_line
 from sparkwright.run import run
 
@@ -49,12 +50,12 @@ def installed(wheel: Wheel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("installed") / "env"
     run([sys.executable, "-m", "venv", prefix])
     (site_packages(prefix) / "dependencies.pth").write_text(f"{site_packages(dependencies)}\n")
-    run([prefix / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel.path])
+    run([prefix / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index", CHECKOUT / wheel.path])
     return prefix
 
 
 def test_every_file_of_the_wheel_is_recorded_with_its_hash(wheel: Wheel) -> None:
-    with zipfile.ZipFile(wheel.path) as package:
+    with zipfile.ZipFile(CHECKOUT / wheel.path) as package:
         names = {name for name in package.namelist() if not name.endswith("/")}
         record = next(name for name in names if name.endswith(".dist-info/RECORD"))
         recorded = {row[0]: row[1] for row in csv.reader(io.StringIO(package.read(record).decode()))}
@@ -65,7 +66,7 @@ def test_every_file_of_the_wheel_is_recorded_with_its_hash(wheel: Wheel) -> None
 
 
 def test_all_parts_are_in_it_and_their_origin_is_told(wheel: Wheel) -> None:
-    names = set(zipfile.ZipFile(wheel.path).namelist())
+    names = set(zipfile.ZipFile(CHECKOUT / wheel.path).namelist())
     for extension in EXTENSIONS:
         assert any(name.startswith(f"vllm/{extension}.") for name in names), extension
     assert {"vllm/vllm-rs", "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"} <= names
@@ -77,7 +78,7 @@ def test_all_parts_are_in_it_and_their_origin_is_told(wheel: Wheel) -> None:
 def test_every_library_compiled_here_runs_on_gb10(report: BuildReport, tmp_path: Path) -> None:
     assert {row.targets for row in report.libraries} == {"sm_121a"}
     assert report.wheel is not None
-    with zipfile.ZipFile(report.wheel.path) as package:
+    with zipfile.ZipFile(CHECKOUT / report.wheel.path) as package:
         for name in package.namelist():
             if name.startswith(tuple(f"vllm/{extension}." for extension in EXTENSIONS)):
                 package.extract(name, tmp_path)
@@ -109,7 +110,7 @@ def test_vllm_imports_as_on_gb10_and_has_its_fp4_kernels(installed: Path, tmp_pa
 def test_the_report_keeps_where_everything_came_from(wheel: Wheel) -> None:
     stored = json.loads(FOLDERS.report.read_text())["wheel"]
     assert stored["sha256"] == wheel.sha256
-    with zipfile.ZipFile(wheel.path) as package:
+    with zipfile.ZipFile(CHECKOUT / wheel.path) as package:
         names = package.namelist()
         assert any(name.endswith(".dist-info/sparkwright/origins.json") for name in names)
         assert any(name.endswith(".dist-info/sparkwright/patches.json") for name in names)

@@ -15,6 +15,7 @@ from sparkwright.native.configure import BUILD_TYPE, RECORD, Configuration
 from sparkwright.native.environment import BuildEnvironment
 from sparkwright.native.layout import Layout
 from sparkwright.patching.receipt import RECEIPT
+from sparkwright.paths import CHECKOUT
 from sparkwright.pins import Line, PinnedFile
 from sparkwright.run import run
 
@@ -62,6 +63,7 @@ class Wheel:
     """The finished wheel."""
 
     path: str
+    """Below the checkout."""
     size: int
     sha256: str
     origins: tuple[Origin, ...]
@@ -118,7 +120,7 @@ def make_wheel(
     made = folders.wheels / built.name
     shutil.rmtree(scratch)
     return Wheel(
-        path=str(made),
+        path=made.relative_to(CHECKOUT).as_posix(),
         size=made.stat().st_size,
         sha256=sha256_file(made),
         origins=tuple(origins),
@@ -186,6 +188,7 @@ def _setup(
         "--no-build-isolation",
         "--no-deps",
         "--no-index",
+        "--no-cache-dir",
     ]
     _run([*pip, "--wheel-dir", scratch / "built", how.source], log, variables)
     made = list((scratch / "built").glob("*.whl"))
