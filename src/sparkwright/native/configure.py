@@ -114,10 +114,8 @@ def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> b
     # A file, because setup.py splits the arguments it is given at white space.
     write_atomic(how.initial_cache, "".join(f'set({name} "{FLAGS}" CACHE STRING "")\n' for name in _FLAG_VARIABLES))
     record.unlink(missing_ok=True)
-    # What CMake remembers of another compiler or environment would win over the arguments. Objects stay.
-    (how.build / "CMakeCache.txt").unlink(missing_ok=True)
-    for remembered in how.build.glob("CMakeFiles/[0-9]*"):
-        shutil.rmtree(remembered)
+    nvcc = environment.cuda_home / "bin" / "nvcc"
+    _forget_other_compiler(how.build, nvcc)
     log.unlink(missing_ok=True)
     command: list[str | Path] = [
         environment.tool("cmake"),
@@ -127,7 +125,8 @@ def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> b
         "-DVLLM_TARGET_DEVICE=cuda",
         "-DVLLM_LEAN=ON",
         f"-DVLLM_PYTHON_EXECUTABLE={environment.python}",
-        f"-DCMAKE_CUDA_COMPILER={environment.cuda_home / 'bin' / 'nvcc'}",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        "-UCMAKE_JOB_POOL*",  # setup.py leaves some, and they would win over --jobs
         f"-DFETCHCONTENT_BASE_DIR={how.variables['FETCHCONTENT_BASE_DIR']}",
         "-DNVCC_THREADS=1",
         *how.arguments,
@@ -140,3 +139,12 @@ def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> b
         ) from error
     write_json(record, wanted)
     return True
+
+
+def _forget_other_compiler(build: Path, nvcc: Path) -> None:
+    """Remove what CMake remembers of another build environment: it would win over the arguments. Objects stay."""
+    cached = build / "CMakeCache.txt"
+    if cached.is_file() and f"={nvcc}\n" not in cached.read_text(encoding="utf-8"):
+        cached.unlink()
+        for remembered in build.glob("CMakeFiles/[0-9]*"):
+            shutil.rmtree(remembered)
