@@ -42,6 +42,7 @@ class Row(_Model):
     name: str
     title: str
     kind: str
+    category: str
     cells: dict[str, Cell]
 
 
@@ -123,6 +124,7 @@ def build_matrix(only: Sequence[str] = ()) -> Matrix:
                 name=named.name,
                 title=named.patch.title,
                 kind=named.patch.kind,
+                category=named.patch.category,
                 cells={release: columns[component, release][named.name] for release in releases},
             )
             for named in load_series(component)
