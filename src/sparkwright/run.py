@@ -72,7 +72,7 @@ def run_lines(
     """
     command = [os.fspath(word) for word in argv]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as copy:
+    with log.open("w", encoding="utf-8", buffering=1) as copy:
         try:
             process = subprocess.Popen(
                 command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
