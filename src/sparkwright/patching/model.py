@@ -37,12 +37,6 @@ def _checked_path(path: str) -> None:
         raise ConfigurationError(f"{path!r} is not a path inside the tree")
 
 
-def _checked_insertion(path: str, anchor: str, text: str, count: int) -> None:
-    _checked_path(path)
-    if not anchor or not text or count < 1:
-        raise ConfigurationError(f"an edit of {path} inserts nothing")
-
-
 def _exchange(path: str, text: str, old: str, new: str, count: int) -> str:
     found = text.count(old)
     if found != count:
@@ -79,49 +73,51 @@ class Replace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InsertBefore:
-    """Put `text` directly before `anchor`, which must stand in the file exactly `count` times."""
-
+class _Insertion:
     path: str
     anchor: str
     text: str
     count: int = 1
 
     def __post_init__(self) -> None:
-        _checked_insertion(self.path, self.anchor, self.text, self.count)
+        _checked_path(self.path)
+        if not self.anchor or not self.text or self.count < 1:
+            raise ConfigurationError(f"an edit of {self.path} inserts nothing")
+
+    @property
+    def result(self) -> str:
+        """The anchor with the insertion."""
+        raise NotImplementedError
 
     def apply(self, text: str) -> str:
         """As Replace.apply; a text that already holds the insertion does not match."""
         if self.is_done(text):
             raise EditMismatchError(f"{self.path}: the insertion is already there")
-        return _exchange(self.path, text, self.anchor, self.text + self.anchor, self.count)
+        return _exchange(self.path, text, self.anchor, self.result, self.count)
 
     def is_done(self, text: str) -> bool:
-        """Whether every anchor is preceded by the insertion."""
-        return text.count(self.text + self.anchor) == self.count == text.count(self.anchor)
+        """Whether the insertion stands at every anchor."""
+        return text.count(self.result) == self.count == text.count(self.anchor)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InsertAfter:
+class InsertBefore(_Insertion):
+    """Put `text` directly before `anchor`, which must stand in the file exactly `count` times."""
+
+    @property
+    def result(self) -> str:
+        """The anchor with the insertion."""
+        return self.text + self.anchor
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertAfter(_Insertion):
     """Put `text` directly after `anchor`, which must stand in the file exactly `count` times."""
 
-    path: str
-    anchor: str
-    text: str
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        _checked_insertion(self.path, self.anchor, self.text, self.count)
-
-    def apply(self, text: str) -> str:
-        """As Replace.apply; a text that already holds the insertion does not match."""
-        if self.is_done(text):
-            raise EditMismatchError(f"{self.path}: the insertion is already there")
-        return _exchange(self.path, text, self.anchor, self.anchor + self.text, self.count)
-
-    def is_done(self, text: str) -> bool:
-        """Whether every anchor is followed by the insertion."""
-        return text.count(self.anchor + self.text) == self.count == text.count(self.anchor)
+    @property
+    def result(self) -> str:
+        """The anchor with the insertion."""
+        return self.anchor + self.text
 
 
 @dataclass(frozen=True, kw_only=True)
