@@ -11,6 +11,9 @@ from rich.table import Table
 _WIDE = 200  # columns used when stdout is not a terminal, so that piped tables are not wrapped
 
 
+_SHORT = 12  # cells up to this width stay on one line, so that a narrow terminal folds the long columns
+
+
 def console() -> Console:
     """The console for results; wide and plain when stdout is a file or a pipe."""
     return Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=_WIDE)
@@ -29,10 +32,12 @@ def print_json(value: object) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a result for people; numbers are right-aligned by the caller's formatting."""
     table = Table(title=title, title_justify="left", header_style="bold")
+    cells = [[str(cell) for cell in row] for row in rows]
     for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        short = all(len(row[number]) <= _SHORT for row in cells)
+        table.add_column(column, overflow="fold", no_wrap=short)
+    for row in cells:
+        table.add_row(*row)
     console().print(table)
 
 

@@ -117,7 +117,7 @@ def test_file_is_fetched_once(fake: FakeIndex, cache: Path, capsys: pytest.Captu
     assert fake.requests == ["/simple/demo/", f"/files/{FILE.name}"]
     assert left_in(cache) == [FILE.name]
     output = capsys.readouterr()
-    assert output.err == f"fetching {FILE.name} (0 MB)\n"
+    assert output.err == f"fetching {FILE.name} (0.1 MB)\n"
     assert output.out == ""
 
 

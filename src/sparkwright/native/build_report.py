@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import psutil
@@ -164,7 +164,7 @@ def show(report: BuildReport) -> None:
     """Print the table for people."""
     print_table(
         f"vLLM {report.line}, unit {report.unit}, for {', '.join(report.arch_list)}",
-        ("object", "CPU s", "peak MB", "cache", "targets", "kernels", "FP4 mma", "E2M1 convert", "spilling"),
+        ("object", "CPU s", "MB", "cache", "target", "kernels", "FP4 mma", "E2M1", "spill"),
         [_cells(row) for row in (report.libraries or report.objects)],
     )
     total = report.totals()
@@ -182,8 +182,9 @@ def show(report: BuildReport) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    name = row.path.partition(".dir/")[2] or row.path
-    cost = (f"{row.cpu_seconds:.1f}", str(row.peak_mb), row.cache) if row.compiled else ("", "", "up to date")
+    path = PurePosixPath(row.path)
+    name = str(PurePosixPath(path.parent.name, path.name.removesuffix(".cu.o")))
+    cost = (f"{row.cpu_seconds:.1f}", str(row.peak_mb), row.cache) if row.compiled else ("", "", "kept")
     facts = (row.kernels, row.fp4_mma, row.e2m1_convert, row.spilling_kernels)
     return (name, *cost, row.targets, *map(str, facts))
 

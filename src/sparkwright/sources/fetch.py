@@ -75,7 +75,7 @@ def write_verified(pieces: Iterable[bytes], file: PinnedFile, partial: Path) -> 
     written = 0
     megabytes = file.size / 1e6
     if not sys.stderr.isatty():
-        report.note(f"fetching {file.name} ({megabytes:.0f} MB)")
+        report.note(f"fetching {file.name} ({max(megabytes, 0.1):.1f} MB)")
     with report.progress(unit="MB") as progress, explain_write_errors(partial), partial.open("wb") as stream:
         task = progress.add_task(f"{file.project} {file.version}", total=megabytes)
         for piece in pieces:
