@@ -17,7 +17,8 @@ from pathlib import Path
 
 from measuring import store
 
-from sparkwright.patching.model import Patch
+from sparkwright.patching.matrix import read_matrix
+from sparkwright.patching.model import Status
 from sparkwright.patching.series import NamedPatch, load_series
 from sparkwright.paths import CHECKOUT, PATCHES
 from sparkwright.pins import default_line
@@ -54,17 +55,16 @@ def build(root: Path) -> dict[str, object]:
     }
 
 
-def needed_patch(kind: str) -> NamedPatch:
-    """A patch of this kind that the line applies."""
-    receipt = json.loads((CHECKOUT / "docs" / "patch-matrix.json").read_text(encoding="utf-8"))
-    grid = next(grid for grid in receipt["grids"] if grid["component"] == "vllm")
-    needed = {row["name"] for row in grid["rows"] if row["cells"][default_line()]["status"] == "needed"}
-    after = {
-        name for one in load_series("vllm") if isinstance(one.patch, Patch) for name in one.patch.after
-    }  # a patch that others follow cannot be left out alone
-    return next(
-        one for one in load_series("vllm") if one.name in needed and one.patch.kind == kind and one.name not in after
-    )
+def python_patch() -> NamedPatch:
+    """A Python-only patch that the line applies."""
+    grid = read_matrix().grid("vllm")
+    needed = {row.name for row in grid.with_status(default_line(), Status.NEEDED) if row.kind == "python"}
+    return next(one for one in load_series("vllm") if one.name in needed)
+
+
+def native_patch() -> NamedPatch:
+    """A native patch that changes objects of the unit."""
+    return next(one for one in load_series("vllm") if one.name == "e2m1-portable-convert")
 
 
 def main() -> None:
@@ -76,10 +76,9 @@ def main() -> None:
         results["nothing changed"] = build(root)
         shutil.rmtree(root / "build" / default_line() / "native")
         results["warm compiler cache, build tree removed"] = build(root)
-        for kind in ("python", "native"):
-            patch = needed_patch(kind)
+        for patch in (python_patch(), native_patch()):
             (root / "patches" / patch.component / patch.source.name).unlink()
-            results[f"{kind} patch {patch.name} left out"] = build(root)
+            results[f"{patch.patch.kind} patch {patch.name} left out"] = build(root)
             shutil.copy(patch.source, root / "patches" / patch.component)
             build(root)
     store("rebuild", {"unit": "nvfp4", "line": default_line(), "builds": results})
