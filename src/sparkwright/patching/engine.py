@@ -173,11 +173,17 @@ def require_no_drift(examination: Examination) -> None:
     if not examination.drifted:
         return
     lines = [f"  {finding.patch.name}: {finding.reason}" for finding in examination.drifted]
+    if examination.component == "cuda":
+        cause = "the toolkit is not as NVIDIA made it, or the environment adds to what the compiler is told"
+        remedy = "mend what the reason names; nothing here repairs a toolkit"
+    else:
+        cause = "the source is not the release it is said to be, was edited by hand, or upstream changed it"
+        remedy = "unpack the release again; if it is a new release, mend the patch (CONTRIBUTING.md, refresh a patch)"
     raise PatchDriftError(
         f"{len(lines)} of {len(examination.findings)} patches of {examination.component} {examination.version} "
         "have drifted; nothing was changed\n" + "\n".join(lines),
-        cause="the source is not the release it is said to be, was edited by hand, or upstream changed it",
-        remedy="unpack the release again; if it is a new release, mend the patch (CONTRIBUTING.md, refresh a patch)",
+        cause=cause,
+        remedy=remedy,
     )
 
 
