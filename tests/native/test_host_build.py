@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sparkwright.audit import audit
 from sparkwright.errors import BuildFailedError, LockedError
 from sparkwright.files import exclusive_lock
 from sparkwright.native import host
@@ -15,7 +16,7 @@ from sparkwright.native.compile import compile_unit
 from sparkwright.native.compiler import host_compiler
 from sparkwright.native.configure import Configuration
 from sparkwright.native.environment import BuildEnvironment, build_environment
-from sparkwright.native.inspect_objects import audit_files, driver_failures, failures_of
+from sparkwright.native.inspect_objects import driver_failures, failures_of
 from sparkwright.native.jobs import default_jobs
 from sparkwright.native.layout import layout
 from sparkwright.native.units import Unit, unit
@@ -105,7 +106,7 @@ def test_the_fp4_gemm_compiled_for_the_plain_target_fails_the_audit(
     (tmp_path / FP4_GEMM).parent.mkdir(parents=True)
     # As ninja starts it. The compiler is satisfied: only the machine code shows that the kernels are empty.
     run(shlex.split(elsewhere), cwd=FOLDERS.native, env=environment.variables(CCACHE))
-    failures = "\n".join(map(str, failures_of(audit_files(tmp_path, [FP4_GEMM]), NVFP4, LINE)))
+    failures = "\n".join(map(str, failures_of(audit(tmp_path, only=[FP4_GEMM]), NVFP4, LINE)))
     assert "0 FP4 tensor-core instructions, not 384" in failures
     assert "sm_121, not sm_121a" in failures
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.dying import Killed, count_writes
 
 from sparkwright.errors import InputUnreadableError, LockedError, OutputError, PatchDriftError
 from sparkwright.files import exclusive_lock
@@ -265,30 +265,6 @@ def test_diff_shows_what_would_change(tree: Path) -> None:
     assert unified_diff(examine(tree, "vllm", VERSION, series=[FIX])) == ""
 
 
-class Killed(BaseException):
-    """Stands for the process ending at this very point."""
-
-
-def _count_writes(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> Callable[[], int]:
-    """Let the process die before its `kill_at`-th change of the disk."""
-    seen = 0
-
-    def counted(function: Callable[..., object]) -> Callable[..., object]:
-        def wrapper(*args: object, **kwargs: object) -> object:
-            nonlocal seen
-            seen += 1
-            if seen == kill_at:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    monkeypatch.setattr(Path, "replace", counted(Path.replace))
-    monkeypatch.setattr(Path, "unlink", counted(Path.unlink))
-    monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree))
-    return lambda: seen
-
-
 @pytest.mark.parametrize("act", [apply_series, revert_series])
 def test_killed_at_any_write_leaves_the_old_tree_or_the_new_one(
     tmp_path: Path, act: Callable[..., object], monkeypatch: pytest.MonkeyPatch
@@ -314,7 +290,7 @@ def test_killed_at_any_write_leaves_the_old_tree_or_the_new_one(
     with monkeypatch.context() as patched:
         root = prepare("whole")
         old = user_files(root)
-        count = _count_writes(patched, None)
+        count = count_writes(patched, None)
         act(root, "vllm", VERSION, series=[patch])
         new, writes = user_files(root), count()
     assert writes > 5
@@ -322,7 +298,7 @@ def test_killed_at_any_write_leaves_the_old_tree_or_the_new_one(
     for kill_at in range(1, writes + 1):
         root = prepare(f"kill-{kill_at}")
         with monkeypatch.context() as patched:
-            _count_writes(patched, kill_at)
+            count_writes(patched, kill_at)
             with pytest.raises(Killed):
                 act(root, "vllm", VERSION, series=[patch])
         examination = examine(root, "vllm", VERSION, series=[patch])

@@ -20,12 +20,11 @@ class Readiness(StrEnum):
     NONE = "no"
 
 
-class MachineCode(BaseModel):
-    """What the instructions of one cubin for compute capability 12.x are."""
+class Totals(BaseModel):
+    """What some machine code for compute capability 12.x holds, taken together."""
 
     model_config = ConfigDict(frozen=True)
 
-    target: str
     kernels: int
     fp4_mma: int
     """Block-scaled FP4 tensor-core instructions (OMMA)."""
@@ -40,6 +39,12 @@ class MachineCode(BaseModel):
     max_registers: int
     spilling_kernels: int
     """Kernels that store to local memory: spilled registers or arrays."""
+
+
+class MachineCode(Totals):
+    """What the instructions of one cubin for compute capability 12.x are."""
+
+    target: str
 
 
 class FatBinary(BaseModel):
@@ -90,20 +95,6 @@ class Container:
     def code(self) -> tuple[MachineCode, ...]:
         """The machine code for 12.x, one for each translation unit that has some."""
         return tuple(fat_binary.code for fat_binary in self.fat_binaries if fat_binary.code is not None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """The numbers of some machine code taken together."""
-
-    kernels: int
-    fp4_mma: int
-    fp8_mma: int
-    e2m1_convert: int
-    e2m1_decode: int
-    wrong_target_traps: int
-    max_registers: int
-    spilling_kernels: int
 
 
 def totals(code: Iterable[MachineCode]) -> Totals:

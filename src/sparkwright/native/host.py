@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sparkwright.audit import raise_on
+from sparkwright.audit import audit, raise_on
 from sparkwright.errors import ConfigurationError
 from sparkwright.files import exclusive_lock, write_json
 from sparkwright.native import build_report
@@ -14,7 +14,7 @@ from sparkwright.native.build_report import BuildReport
 from sparkwright.native.compile import compile_unit
 from sparkwright.native.configure import configuration, configure, find_ccache
 from sparkwright.native.environment import build_environment, is_complete, location, requirements_of
-from sparkwright.native.inspect_objects import audit_files, driver_failures, failures_of
+from sparkwright.native.inspect_objects import driver_failures, failures_of
 from sparkwright.native.layout import Layout, layout
 from sparkwright.native.preflight import (
     BUILD_BYTES,
@@ -177,10 +177,10 @@ def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildRep
                 log=folders.log("compile"),
             )
         with watch.step("audit"):
-            facts = audit_files(folders.native, compilation.objects)
+            facts = audit(folders.native, only=compilation.objects)
             libraries = sorted(path.name for path in folders.native.glob("*.so")) if unit.libraries else []
             failures = [*failures_of(facts, unit, line), *driver_failures(folders.native, libraries)]
-            library_facts = audit_files(folders.native, libraries) if libraries else None
+            library_facts = audit(folders.native, only=libraries) if libraries else None
         report = BuildReport(
             line=line.name,
             unit=unit.name,

@@ -1,25 +1,13 @@
 """Audit the objects and libraries of a build against the pins."""
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparkwright.audit import Audit, Failure, Requirement, audit, check, check_expectations
+from sparkwright.audit import Audit, Failure, Requirement, check, check_expectations
 from sparkwright.native.units import Unit
 from sparkwright.pins import Line
 from sparkwright.run import run
-
-
-def audit_files(build: Path, files: Sequence[str]) -> Audit:
-    """The facts about some files of a build folder, under their paths in it."""
-    with tempfile.TemporaryDirectory(prefix=".audit-", dir=build) as scratch:
-        for file in files:
-            link = Path(scratch, file)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(build / file, link)
-        return audit(Path(scratch))
 
 
 def failures_of(facts: Audit, unit: Unit, line: Line) -> list[Failure]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.dying import Killed, count_writes
 
 from sparkwright.checkpoint.checkpoint import read_checkpoint
 from sparkwright.checkpoint.dequantize import read_floats
@@ -267,29 +268,6 @@ def test_damaged_shards_are_never_repaired(make: Make, tmp_path: Path) -> None:
     assert snapshot(root) == before
 
 
-class Killed(BaseException):
-    """Stands for the process ending at this very point."""
-
-
-def _count_writes(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> Callable[[], int]:
-    """Let the process die before its `kill_at`-th change of the disk."""
-    seen = 0
-
-    def counted(function: Callable[..., object]) -> Callable[..., object]:
-        def wrapper(*args: object, **kwargs: object) -> object:
-            nonlocal seen
-            seen += 1
-            if seen == kill_at:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    for owner, name in ((Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree"), (os, "link")):
-        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
-    return lambda: seen
-
-
 def test_killed_at_any_write_in_place(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make("base").write(tmp_path / "base")
     pristine = broken(make, tmp_path / "pristine")
@@ -300,7 +278,7 @@ def test_killed_at_any_write_in_place(make: Make, tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         root = fresh("whole")
-        count = _count_writes(patched, None)
+        count = count_writes(patched, None)
         repair_in_place(root, everything(base))
         new, writes = snapshot(root), count()
     assert writes > 8
@@ -308,7 +286,7 @@ def test_killed_at_any_write_in_place(make: Make, tmp_path: Path, monkeypatch: p
     for kill_at in range(1, writes + 1):
         root = fresh(f"kill-{kill_at}")
         with monkeypatch.context() as patched:
-            _count_writes(patched, kill_at)
+            count_writes(patched, kill_at)
             with pytest.raises(Killed):
                 repair_in_place(root, everything(base))
         seen = snapshot(root)
@@ -329,7 +307,7 @@ def test_scales_alone_are_either_there_or_not(make: Make, tmp_path: Path, monkey
     for kill_at in range(1, 12):
         root = Path(shutil.copytree(pristine, tmp_path / f"kill-{kill_at}"))
         with monkeypatch.context() as patched:
-            _count_writes(patched, kill_at)
+            count_writes(patched, kill_at)
             try:
                 repair_in_place(root, Actions(set_input_scale=1.0))
             except Killed:
@@ -346,7 +324,7 @@ def test_killed_at_any_write_of_an_output(make: Make, tmp_path: Path, monkeypatc
     for kill_at in range(1, 40):
         output = tmp_path / f"mended-{kill_at}"
         with monkeypatch.context() as patched:
-            _count_writes(patched, kill_at)
+            count_writes(patched, kill_at)
             try:
                 repair_into(root, output, actions)
             except Killed:
