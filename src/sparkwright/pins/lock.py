@@ -75,6 +75,8 @@ def lock(name: str, *, upgrade: bool = False) -> Path:
             shutil.copyfile(target, output)
         argv: list[str | Path] = [uv, "pip", "compile", source, "--output-file", output, "--constraint", constraints]
         argv += ["--universal", "--generate-hashes", "--no-header", "--no-annotate", "--python-version", _PYTHON]
+        overrides = source.with_suffix(".overrides.txt")  # what a dependency asks for and the lock must not hold
+        argv += ["--override", overrides] if overrides.exists() else []
         run([*argv, "--quiet", *(["--upgrade"] if upgrade else [])])
         write_atomic(target, HEADER.format(source=source.name) + output.read_text(encoding="utf-8"))
     return target
