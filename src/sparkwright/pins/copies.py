@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from sparkwright import paths
 from sparkwright.pins.load import lines, load_line, load_releases, load_toolchain
-from sparkwright.pins.lock import HEADER, line_of, lock_names, pinned_releases
+from sparkwright.pins.lock import HEADER, NEVER, line_of, lock_names, overrides_of, pinned_releases
 from sparkwright.pins.model import PinnedFile
 
 _LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
@@ -71,20 +71,38 @@ def _lock_agrees(path: Path) -> Iterator[str]:
     locked: dict[str, set[Version]] = {}
     for name, version in _LOCKED.findall(text):
         locked.setdefault(canonicalize_name(name), set()).add(Version(version))
-    for line in source.read_text(encoding="utf-8").splitlines():
-        if wanted := line.partition("#")[0].strip():
-            requirement = Requirement(wanted)
-            found = locked.get(canonicalize_name(requirement.name), set())
-            if not found:
-                yield f"lacks {requirement.name}, which {source.name} asks for"
-            for version in found:
-                if not requirement.specifier.contains(version, prereleases=True):
-                    yield f"has {requirement.name} {version}, but {source.name} asks for {requirement.specifier}"
+    left_out = {
+        canonicalize_name(override.name)
+        for override in _requirements(overrides_of(source))
+        if override.marker and str(override.marker) == NEVER
+    }
+    for requirement in _requirements(source):
+        name = canonicalize_name(requirement.name)
+        found = locked.get(name, set())
+        if not found and name not in left_out:
+            yield f"lacks {requirement.name}, which {source.name} asks for"
+        for version in found:
+            if not requirement.specifier.contains(version, prereleases=True):
+                yield f"has {requirement.name} {version}, but {source.name} asks for {requirement.specifier}"
+    for name in sorted(left_out & locked.keys()):
+        yield f"has {name}, which {overrides_of(source).name} leaves out"
     for project, pinned in pinned_releases(path.name).items():
         for version in locked.get(canonicalize_name(project), set()) - {Version(pinned)}:
             yield f"has {project} {version}, pinned is {pinned}"
     if line_of(path.name) is not None:
         yield from _toolchain_hashes(set(_HASH.findall(text)), locked.keys())
+
+
+def _requirements(source: Path) -> Iterator[Requirement]:
+    """What a requirement file asks for, and the files that it takes in with -r."""
+    if not source.exists():
+        return
+    for line in source.read_text(encoding="utf-8").splitlines():
+        wanted = line.partition("#")[0].strip()
+        if wanted.startswith("-r "):
+            yield from _requirements(source.with_name(wanted.removeprefix("-r ").strip()))
+        elif wanted and not wanted.startswith("-"):
+            yield Requirement(wanted)
 
 
 def _toolchain_hashes(hashes: set[str], projects: Iterable[str]) -> Iterator[str]:

@@ -15,12 +15,19 @@ from sparkwright.pins.model import Line
 from sparkwright.run import run
 
 HEADER: Final = "# Made from {source} and pins/ by `sparkwright pins lock`; edit those, not this file.\n"
+NEVER: Final = 'python_version < "3"'
+"""The condition by which an override leaves a project out."""
 _PYTHON: Final = "3.11"  # the oldest we support; a universal lock holds for the newer ones too
 
 
 def lock_names() -> tuple[str, ...]:
     """The lock files of requirements/, by name: one per .in file."""
     return tuple(sorted(path.with_suffix(".txt").name for path in paths.REQUIREMENTS.glob("*.in")))
+
+
+def overrides_of(source: Path) -> Path:
+    """What replaces the wishes of the dependencies of an .in file; a condition that never holds leaves one out."""
+    return source.with_suffix(".overrides.txt")
 
 
 def line_of(lock_name: str) -> Line | None:
@@ -75,7 +82,7 @@ def lock(name: str, *, upgrade: bool = False) -> Path:
             shutil.copyfile(target, output)
         argv: list[str | Path] = [uv, "pip", "compile", source, "--output-file", output, "--constraint", constraints]
         argv += ["--universal", "--generate-hashes", "--no-header", "--no-annotate", "--python-version", _PYTHON]
-        overrides = source.with_suffix(".overrides.txt")  # what a dependency asks for and the lock must not hold
+        overrides = overrides_of(source)
         argv += ["--override", overrides] if overrides.exists() else []
         run([*argv, "--quiet", *(["--upgrade"] if upgrade else [])])
         write_atomic(target, HEADER.format(source=source.name) + output.read_text(encoding="utf-8"))
