@@ -1,0 +1,95 @@
+"""Quantize a small model to NVFP4 with a public tool's own one-shot flow; run by a Python that has that tool.
+
+modelopt needs 0.47 or newer on a machine without CUDA; for 0.43 its question for CUDA is answered here. llm-compressor
+writes compressed-tensors' format.
+"""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch  # type: ignore[import-not-found]
+from transformers import AutoModelForCausalLM, AutoTokenizer  # type: ignore[import-not-found]
+
+_TEXT = (
+    "A wright is one who builds. A spark is small and bright, and gone before it is understood. "
+    "The capital of France is Paris; that of Norway is Oslo, and that of Kenya is Nairobi. "
+    "Water boils at one hundred degrees, unless you stand on a mountain. 0123456789 + 42 = ?"
+)
+
+
+def main() -> None:
+    """Calibrate, quantize and save model and tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--tool", choices=["modelopt", "llm-compressor"], default="modelopt")
+    parser.add_argument("--data", type=Path, help="a .jsonl file with a `text` in each line")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--length", type=int, default=64, help="tokens of a sample")
+    parser.add_argument("--weights-only", action="store_true", help="leave the activations alone (llm-compressor)")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    batches = _batches(tokenizer, _texts(options.data), options.samples, options.length)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
+    if options.tool == "modelopt":
+        _modelopt(model, batches, options.output)
+    else:
+        _llm_compressor(model, batches, options.output, "NVFP4A16" if options.weights_only else "NVFP4")
+    tokenizer.save_pretrained(options.output)
+
+
+def _texts(data: Path | None) -> list[str]:
+    if data is None:
+        return [_TEXT]
+    return [json.loads(line)["text"] for line in data.read_text(encoding="utf-8").splitlines()]
+
+
+def _batches(tokenizer: Any, texts: list[str], samples: int, length: int) -> list[torch.Tensor]:  # noqa: ANN401
+    """Samples of equal length, cut one after another from all texts joined; from the start again when they end."""
+    tokens = tokenizer("\n".join(texts)).input_ids
+    tokens *= -(-samples * length // len(tokens))
+    return [torch.tensor([tokens[at * length : (at + 1) * length]]) for at in range(samples)]
+
+
+def _modelopt(model: Any, batches: list[torch.Tensor], output: Path) -> None:  # noqa: ANN401
+    import modelopt  # type: ignore[import-not-found]
+    import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
+    from modelopt.torch.export import export_hf_checkpoint  # type: ignore[import-not-found]
+
+    if modelopt.__version__.startswith("0.43."):
+        from modelopt.torch.quantization.qtensor import nvfp4_tensor  # type: ignore[import-not-found]
+
+        nvfp4_tensor.fp4_compatible = lambda: False  # else: "Torch not compiled with CUDA enabled"
+
+    def forward_loop(quantized: Any) -> None:  # noqa: ANN401
+        for batch in batches:
+            quantized(batch)
+
+    mtq.quantize(model, copy.deepcopy(mtq.NVFP4_DEFAULT_CFG), forward_loop=forward_loop)
+    with torch.inference_mode():
+        export_hf_checkpoint(model, export_dir=output)
+
+
+def _llm_compressor(model: Any, batches: list[torch.Tensor], output: Path, scheme: str) -> None:  # noqa: ANN401
+    from datasets import Dataset  # type: ignore[import-not-found]
+    from llmcompressor import oneshot  # type: ignore[import-not-found]
+    from llmcompressor.modifiers.quantization import QuantizationModifier  # type: ignore[import-not-found]
+
+    rows = [{"input_ids": batch[0].tolist(), "attention_mask": [1] * batch.shape[1]} for batch in batches]
+    recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head", "re:.*mlp.gate$"])
+    oneshot(
+        model=model,
+        dataset=Dataset.from_list(rows),
+        recipe=recipe,
+        max_seq_length=batches[0].shape[1],
+        num_calibration_samples=len(batches),
+    )
+    model.save_pretrained(output, save_compressed=True)
+
+
+if __name__ == "__main__":
+    main()

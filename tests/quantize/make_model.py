@@ -1,0 +1,102 @@
+"""Write a tiny random model with a trained tokenizer and a chat template; run by a Python that has transformers."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch  # type: ignore[import-not-found]
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-not-found]
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast  # type: ignore[import-not-found]
+
+_TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
+_TEXT = ["The capital of France is Paris.", "A wright is one who builds; a spark is small and bright."] * 50
+_SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
+_LAYER = re.compile(r"model\.layers\.0\.")
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen3": {},
+    # The first layer is dense, as in some mixtures of experts: not all layers are alike.
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0]},
+}
+
+
+def main() -> None:
+    """Make and save model and tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="llama")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--wide", type=int, default=512, help="the width of the MLP")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", default="50GB", help="the largest size of one file, as 1MB")
+    parser.add_argument("--tied", action="store_true", help="the head is the embedding")
+    parser.add_argument("--copies", action="store_true", help="all layers alike, one file each: fast for large models")
+    options = parser.parse_args()
+    _tokenizer().save_pretrained(options.folder)
+    torch.manual_seed(options.seed)
+    config = AutoConfig.for_model(
+        options.architecture,
+        vocab_size=512,
+        hidden_size=options.hidden,
+        intermediate_size=options.wide,
+        moe_intermediate_size=options.wide // 2,
+        num_hidden_layers=1 if options.copies else options.layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=options.hidden // 8,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=None,
+        tie_word_embeddings=options.tied,
+        dtype="bfloat16",
+        **ARCHITECTURES[options.architecture],
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(options.folder, max_shard_size=options.files)
+    if options.copies:
+        _copy_layer(options.folder, options.layers)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=512, initial_alphabet=alphabet, special_tokens=_SPECIAL)
+    tokenizer.train_from_iterator(_TEXT, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = _TEMPLATE
+    return fast
+
+
+def _copy_layer(folder: Path, layers: int) -> None:
+    """Turn a model of one layer into one of many, each layer in a file of its own."""
+    source = folder / "model.safetensors"
+    with safe_open(source, framework="pt") as stream:
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+    places: dict[str, str] = {}
+    layer = {name: tensor for name, tensor in tensors.items() if _LAYER.match(name)}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in layer}
+    for number in range(layers + 1):
+        file = f"model-{number + 1:05}-of-{layers + 1:05}.safetensors"
+        renamed = {_LAYER.sub(f"model.layers.{number}.", name): tensor for name, tensor in layer.items()}
+        mine = renamed if number < layers else rest
+        save_file(mine, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(mine, file)
+    source.unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2))
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = layers
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+if __name__ == "__main__":
+    main()
