@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true", help="the head is the embedding")
     parser.add_argument("--copies", action="store_true", help="all layers alike, one file each: fast for large models")
     options = parser.parse_args()
-    _tokenizer().save_pretrained(options.folder)
+    _save_tokenizer(options.folder)
     torch.manual_seed(options.seed)
     config = AutoConfig.for_model(
         options.architecture,
@@ -65,7 +65,7 @@ def main() -> None:
         _copy_layer(options.folder, options.layers)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _save_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,7 +74,11 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(_TEXT, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.chat_template = _TEMPLATE
-    return fast
+    fast.save_pretrained(folder)
+    # transformers 5 writes a class that 4 does not know; both know this one.
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
 
 
 def _copy_layer(folder: Path, layers: int) -> None:
