@@ -5,7 +5,8 @@ import sys
 import typer
 
 from sparkwright import __version__
-from sparkwright.cli import checkpoint, patch, pins, recipe
+from sparkwright.cli import checkpoint, jit_cache, patch, pins, recipe
+from sparkwright.cli.about import about
 from sparkwright.cli.audit import audit
 from sparkwright.cli.build import build
 from sparkwright.errors import SparkwrightError, UsageError
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(build)
 app.command()(audit)
+app.command()(about)
+app.add_typer(jit_cache.app, name="jit-cache")
 app.add_typer(pins.app, name="pins")
 app.add_typer(patch.app, name="patch")
 app.add_typer(checkpoint.app, name="checkpoint")

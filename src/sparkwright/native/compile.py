@@ -75,7 +75,7 @@ def compile_unit(
     """
     command: list[str | Path] = [environment.tool("ninja"), "-C", how.build, f"-j{jobs}"]
     # CMake files may have changed: let ninja configure again before it is asked which objects there are.
-    _ninja(["build.ninja"], command, how, log)
+    run_ninja(["build.ninja"], command, how.variables, log)
     objects = unit_objects(how, environment, unit)
     goals = ["all"] if unit.libraries else list(objects)
     plan = run([*command, "-n", *goals], env=how.variables)
@@ -86,8 +86,8 @@ def compile_unit(
     if waiting:
         note(f"compiling {len(waiting)} of {len(objects)} objects with {jobs} jobs")
     try:
-        with _progress(waiting, costs) as show:
-            _ninja(goals, command, how, log, show)
+        with compile_progress(waiting, costs) as show:
+            run_ninja(goals, command, how.variables, log, show)
     finally:
         compiled = read_measurements(measurements)
         costs |= {one.object: one.cpu_seconds for one in compiled.values() if one.cache != "hit" and not one.status}
@@ -109,7 +109,7 @@ def _read_history(path: Path) -> dict[str, float]:
 
 
 @contextmanager
-def _progress(waiting: Sequence[str], costs: Mapping[str, float]) -> Iterator[Callable[[str], None]]:
+def compile_progress(waiting: Sequence[str], costs: Mapping[str, float]) -> Iterator[Callable[[str], None]]:
     """A function that takes ninja's lines and shows how far the waiting objects are."""
     usual = median(costs.values()) if costs else _UNKNOWN_OBJECT
     left = {name: costs.get(name, usual) for name in waiting}
@@ -132,15 +132,20 @@ def _progress(waiting: Sequence[str], costs: Mapping[str, float]) -> Iterator[Ca
         yield show
 
 
-def _ninja(
+def run_ninja(
     goals: Sequence[str],
     command: Sequence[str | Path],
-    how: Configuration,
+    variables: Mapping[str, str],
     log: Path,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> None:
+    """Run ninja, and hand over each line that it writes.
+
+    Raises:
+        BuildFailedError: a compiler call failed.
+    """
     try:
-        run_lines([*command, *goals], env=how.variables, log=log, on_line=on_line)
+        run_lines([*command, *goals], env=variables, log=log, on_line=on_line)
     except CommandFailedError as error:
         killed = "Killed" in error.what or "signal 9" in error.what
         raise BuildFailedError(

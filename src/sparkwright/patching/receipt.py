@@ -55,12 +55,16 @@ class Receipt(_Model):
 
 
 def read_receipt(root: Path) -> Receipt | None:
-    """The receipt of a tree, None when it has none.
+    """The receipt of a tree, None when it has none. Raises as `load_receipt`."""
+    return load_receipt(root / RECEIPT)
+
+
+def load_receipt(path: Path) -> Receipt | None:
+    """The receipt in a file, None when there is no such file.
 
     Raises:
         InputUnreadableError: there is one, but it cannot be understood.
     """
-    path = root / RECEIPT
     try:
         return Receipt.model_validate_json(path.read_bytes())
     except FileNotFoundError:
