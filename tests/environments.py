@@ -33,7 +33,7 @@ def _make(folder: Path, python: Path, lock: str, editable: Path | None) -> None:
     run([*uv, "venv", "--clear", "--python", sys.executable, folder])
     run([*uv, "pip", "install", "--python", python, "--require-hashes", "--requirement", REQUIREMENTS / lock])
     # pip, as uv does not read where pip is told to look for the CPU build.
-    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet"]
     run([*pip, "install", "--no-deps", "--no-compile", "--requirement", REQUIREMENTS / _TORCH])
     if editable is not None:
         run([*uv, "pip", "install", "--python", python, "--no-deps", "--editable", editable])

@@ -23,6 +23,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     # The first layer is dense, as in some mixtures of experts: not all layers are alike.
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0]},
+    # With a shared expert and its gate.
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 256},
 }
 
 
@@ -61,6 +63,8 @@ def main() -> None:
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(options.folder, max_shard_size=options.files)
+    if "num_experts" in ARCHITECTURES[options.architecture]:
+        _change(options.folder / "config.json", num_experts=config.num_experts)
     if options.copies:
         _copy_layer(options.folder, options.layers)
 
@@ -75,10 +79,12 @@ def _save_tokenizer(folder: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.chat_template = _TEMPLATE
     fast.save_pretrained(folder)
-    # transformers 5 writes a class that 4 does not know; both know this one.
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    _change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+
+
+def _change(file: Path, **settings: object) -> None:
+    """Set what published models say, and transformers 5 writes in words that 4 does not know."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings, indent=2))
 
 
 def _copy_layer(folder: Path, layers: int) -> None:
@@ -97,9 +103,7 @@ def _copy_layer(folder: Path, layers: int) -> None:
         places |= dict.fromkeys(mine, file)
     source.unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}, indent=2))
-    config = json.loads((folder / "config.json").read_text())
-    config["num_hidden_layers"] = layers
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _change(folder / "config.json", num_hidden_layers=layers)
 
 
 if __name__ == "__main__":

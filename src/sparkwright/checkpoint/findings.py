@@ -198,6 +198,13 @@ RULES: Final = {
             remedy="Write the quant_method of the tool that made the tensors (see `inspect`).",
         ),
         _rule(
+            "quant-algo-unsupported",
+            _E,
+            "modelopt's quant_algo is none that vLLM serves",
+            consequence="vLLM ends with `ModelOpt currently only supports`, or with `Missing 'quant_algo'`.",
+            remedy="Write the algorithm that the tensors have (see `inspect`), or quantize again with a known one.",
+        ),
+        _rule(
             "quant-configs-differ",
             _W,
             "config.json and hf_quant_config.json disagree",
@@ -226,6 +233,14 @@ RULES: Final = {
             "a quantized layer is ignored",
             consequence="vLLM builds the layer unquantized and fails at the packed weight, or at its scales.",
             remedy="`repair --restore-ignore`.",
+        ),
+        _rule(
+            "gate-quantized",
+            _E,
+            "the gate of a shared expert is quantized",
+            consequence="vLLM never builds it quantized, whatever the list says: it fails at the packed weight, or at "
+            "its scales.",
+            remedy="Quantize again and exclude `shared_expert_gate` (`re:.*shared_expert_gate$` for llm-compressor).",
         ),
         _rule(
             "fused-partly-quantized",

@@ -15,6 +15,8 @@ _ABSURD: Final = 1 << 48
 _EXPERTS: Final = re.compile(r"(.*\bexperts)\.")
 # vLLM leaves these unquantized whatever modelopt's list says.
 _NEVER_QUANTIZED: Final = ("vision_tower", "vision_model", "vit_large_projector")
+# And this one whatever any list says.
+_NEVER_QUANTIZED_GATE: Final = "shared_expert_gate"
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -90,7 +92,7 @@ class QuantSettings:
 
     def expects_quantized(self, module: Module) -> bool:
         """Whether vLLM builds this module as quantized."""
-        if not module.is_linear or self.ignores(module):
+        if not module.is_linear or is_plain_gate(module) or self.ignores(module):
             return False
         if self.method == "compressed-tensors":
             by_class = any(entry.lower() == "linear" for entry in self.targets) and module.role is not Role.HEAD
@@ -105,6 +107,11 @@ class QuantSettings:
             if entry == module.name or module.name.startswith(f"{entry}.") or fnmatchcase(module.name, entry):
                 return algorithm
         return None
+
+
+def is_plain_gate(module: Module) -> bool:
+    """Whether vLLM's model classes build this one unquantized in any case: the gate of a shared expert."""
+    return module.name.rpartition(".")[2] == _NEVER_QUANTIZED_GATE
 
 
 def _equal_or_regex(entry: str, name: str) -> bool:

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from sparkwright.checkpoint import encodings
 from sparkwright.checkpoint.checkpoint import Checkpoint
+from sparkwright.checkpoint.encodings import Encoding
 from sparkwright.checkpoint.findings import Finding, finding
 from sparkwright.checkpoint.modules import Module, Role, orphans
-from sparkwright.checkpoint.settings import number, parse, read_object
+from sparkwright.checkpoint.settings import QuantSettings, is_plain_gate, number, parse, read_object
 
 # Only words that no model repeats: vision towers do (`vision_model.vision_model`).
 _DOUBLED: Final = re.compile(r"(?:^|\.)(model|layers|language_model|transformer|lm_head|self_attn|mlp)\.\1\.")
@@ -23,6 +24,16 @@ _TOKENIZERS: Final = (
     "tiktoken.model",
     "vocab.txt",
 )
+# What vLLM 0.33.0 knows of modelopt, and how each algorithm stores a weight.
+_MODELOPT_ALGORITHMS: Final[dict[str, tuple[Encoding, ...]]] = {
+    "NVFP4": (encodings.MODELOPT_NVFP4,),
+    "W4A16_NVFP4": (encodings.MODELOPT_NVFP4,),
+    "FP8": (encodings.FP8,),
+    "FP8_PER_CHANNEL_PER_TOKEN": (encodings.FP8,),
+    "FP8_PB_WO": (encodings.FP8, encodings.BLOCK_FP8),
+    "MXFP8": (encodings.MXFP8,),
+}
+_MIXED: Final = "MIXED_PRECISION"
 _UNUSED_PAD: Final = -1  # the first Llama configs say so for "none"
 
 
@@ -124,16 +135,21 @@ def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:
         if quantized:
             yield finding("quant-config-missing", _weights(quantized))
         return
-    foreign = [one for one in quantized if one.encoding and one.encoding.families and not _fits(one, settings.method)]
+    foreign = [one for one in quantized if one.encoding and one.encoding.families and not _fits(one, settings)]
     nothing = not quantized and settings.decides_by_ignore and not checkpoint.lacks_headers
     if foreign or nothing:
         names = sorted({one.encoding.name for one in foreign if one.encoding}) or ["no quantized tensor"]
-        detail = f"quant_method is {settings.method or 'not set'!r}, the files hold {', '.join(names)}"
+        said = f"{settings.method or 'not set'!r}" + (f" with {settings.algorithm}" if settings.algorithm else "")
+        detail = f"quant_method is {said}, the files hold {', '.join(names)}"
         yield finding("quant-method-disagrees", _weights(foreign), detail)
         return
     yield from _second_config(checkpoint)
     if not settings.decides_by_ignore:
         return
+    if settings.method == "modelopt" and settings.algorithm.upper() not in (*_MODELOPT_ALGORITHMS, _MIXED):
+        yield finding("quant-algo-unsupported", [], f"quant_algo is {settings.algorithm or 'not set'}")
+    if gates := [one for one in quantized if is_plain_gate(one)]:
+        yield finding("gate-quantized", _weights(gates))
     linears = [one for one in checkpoint.modules.values() if one.is_linear]
     mixed = [one for group in _fused(checkpoint).values() if len({m.encoding for m in group}) > 1 for one in group]
     if mixed:
@@ -146,12 +162,16 @@ def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:
         exposed = [one for one in linears if one.role is Role.HEAD and not one.is_quantized]
     if exposed:
         yield finding("ignore-empty" if listless else "ignore-lacks", _weights(exposed))
-    if shadowed := [one for one in quantized if settings.ignores(one) and one not in mixed]:
+    if shadowed := [one for one in quantized if settings.ignores(one) and one not in mixed and one not in gates]:
         yield finding("ignored-but-quantized", _weights(shadowed))
 
 
-def _fits(module: Module, method: str) -> bool:
-    return module.encoding is not None and method in module.encoding.families
+def _fits(module: Module, settings: QuantSettings) -> bool:
+    """Whether a module is stored as the config's method, and the algorithm where it is a known one, stores weights."""
+    if module.encoding is None or settings.method not in module.encoding.families:
+        return False
+    stored = _MODELOPT_ALGORITHMS.get(settings.algorithm.upper()) if settings.method == "modelopt" else None
+    return stored is None or module.encoding in stored
 
 
 def _weights(modules: list[Module]) -> list[str]:

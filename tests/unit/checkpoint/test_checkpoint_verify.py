@@ -43,6 +43,13 @@ def test_sound_checkpoints_have_no_finding(make: Make, tmp_path: Path, kind: str
     assert len(result.differences) == 31  # 27 quantized, the head, two routers, mtp.fc
 
 
+@pytest.mark.parametrize("kind", ["modelopt", "packed"])
+def test_the_gate_of_a_shared_expert_needs_no_exclusion(make: Make, tmp_path: Path, kind: str) -> None:
+    model = make(kind)
+    _add_shared_gates(model)
+    assert verify(model.write(tmp_path / "model")).findings == ()
+
+
 def _scalar(value: float) -> Callable[["Model"], None]:
     def edit(model: "Model") -> None:
         for name in model.tensors:
@@ -72,6 +79,8 @@ def _quantization(**values: object) -> Callable[["Model"], None]:
         model.config["quantization_config"] = model.config["quantization_config"] | values
         if "ignore" in values and model.hf_quant is not None:
             model.hf_quant["quantization"]["exclude_modules"] = values["ignore"]
+        if "quant_algo" in values and model.hf_quant is not None:
+            model.hf_quant["quantization"]["quant_algo"] = values["quant_algo"]
 
     return edit
 
@@ -112,6 +121,24 @@ def _unquantize(module: str) -> Callable[["Model"], None]:
 def _forget_quantization(model: "Model") -> None:
     del model.config["quantization_config"]
     model.hf_quant = None
+
+
+GATES = ["model.layers.1.mlp.shared_expert_gate", "model.layers.2.mlp.shared_expert_gate"]
+
+
+def _add_shared_gates(model: "Model") -> None:
+    for gate in GATES:
+        model.tensors[f"{gate}.weight"] = np.ones((1, 64), dtype=ml_dtypes.bfloat16)
+
+
+def _quantize_shared_gates(model: "Model") -> None:
+    for gate in GATES:
+        model.tensors |= {
+            f"{gate}.weight": np.ones((1, 32), dtype=np.uint8),
+            f"{gate}.weight_scale": np.ones((1, 4), dtype=ml_dtypes.float8_e4m3fn),
+            f"{gate}.weight_scale_2": np.array(1, dtype=np.float32),
+            f"{gate}.input_scale": np.array(0.5, dtype=np.float32),
+        }
 
 
 EVERYTHING_ELSE_IGNORED = ["lm_head", "mtp.fc", "model.layers.1.mlp.gate", "model.layers.2.mlp.gate"]
@@ -179,6 +206,10 @@ TENSOR_FAULTS: list[tuple[str, str, Callable[["Model"], None]]] = [
         _quantization(ignore=[*EVERYTHING_ELSE_IGNORED, "model.layers.1.mlp.experts.0.gate_proj"]),
     ),
     ("quant-method-disagrees", f"{DOWN}.weight", _quantization(quant_method="compressed-tensors")),
+    ("quant-method-disagrees", f"{DOWN}.weight", _quantization(quant_algo="FP8")),
+    ("quant-algo-unsupported", "", _quantization(quant_algo="NVFP4_SVD")),
+    ("quant-algo-unsupported", "", _quantization(quant_algo=None)),
+    ("gate-quantized", f"{GATES[0]}.weight", _quantize_shared_gates),
     (
         "quant-config-missing",
         f"{DOWN}.weight",
