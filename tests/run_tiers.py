@@ -13,7 +13,7 @@ BIN = CHECKOUT / ".venv" / "bin"
 SHELL_FILES = ("build.sh", "test.sh", ".ci/run", "requirements/ensure-venv.sh")
 
 TIERS = {
-    "fast": "not sources and not compiles and not long",
+    "fast": "not sources and not compiles and not quantizes and not long",
     "full": "not long",
     "all": "",
 }

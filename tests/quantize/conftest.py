@@ -1,0 +1,177 @@
+"""Environments of real tools, tiny models made once, and commands that start from a warm interpreter."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.environments import environment
+
+from sparkwright.paths import CHECKOUT
+
+HERE = Path(__file__).parent
+MODELOPT = ("transformers.models.auto.modeling_auto", "modelopt.torch.quantization", "modelopt.torch.export")
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A command that was started, as a process of its own session."""
+
+    argv: list[str]
+    log: Path
+    pid: int = 0
+    status: int | None = None
+    changed: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def output(self) -> str:
+        """All that it wrote so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def wait(self, seconds: float = 300) -> int:
+        """Its exit status; negative for a signal."""
+        assert self.ended.wait(seconds), f"{self.argv} does not end\n{self.output[-4000:]}"
+        assert self.status is not None
+        return self.status
+
+    def kill(self) -> None:
+        """End it as the kernel's out-of-memory killer would, and whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+class Warm:
+    """Starts commands in copies of an interpreter that has imported the slow packages already (see warm.py)."""
+
+    def __init__(self, python: Path, folder: Path, *modules: str) -> None:
+        self.python, self.folder = python, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._jobs: dict[int, Job] = {}
+        self._waiting: list[Job] = []
+        self._count = 0
+        self._log = (folder / "warm.log").open("wb")
+        environment_ = {
+            "PATH": f"{python.parent}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",
+        }
+        self._process = subprocess.Popen(
+            [python, HERE / "warm.py", *modules],
+            env=environment_,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=folder,
+        )
+        assert self._process.stdout
+        assert self._process.stdout.readline() == b"ready\n", (folder / "warm.log").read_text()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            word, pid, *rest = line.decode().split()
+            if word == "started":
+                job = self._waiting.pop(0)
+                job.pid = int(pid)
+                self._jobs[job.pid] = job
+                job.changed.set()
+            else:
+                job = self._jobs.pop(int(pid))
+                job.status = int(rest[0])
+                job.ended.set()
+
+    def start(self, *argv: str | Path, **env: str) -> Job:
+        """Start a script of this folder, or `sparkwright`."""
+        words = [str(word) for word in argv]
+        if words[0].endswith(".py"):
+            words[0] = str(HERE / words[0])
+        self._count += 1
+        job = Job(argv=words, log=self.folder / f"{self._count}.log")
+        self._waiting.append(job)
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"argv": words, "log": str(job.log), "env": env}).encode() + b"\n")
+        self._process.stdin.flush()
+        assert job.changed.wait(60)
+        return job
+
+    def run(self, *argv: str | Path, **env: str) -> str:
+        """Run a command to its end; what it wrote."""
+        job = self.start(*argv, **env)
+        status = job.wait()
+        assert status == 0, f"{job.argv} ended with {status}\n{job.output[-6000:]}"
+        return job.output
+
+    def close(self) -> None:
+        """End the interpreter; its children must have ended before."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._log.close()
+
+
+def _warm(python: Path, factory: pytest.TempPathFactory, name: str, *modules: str) -> Iterator[Warm]:
+    started = Warm(python, factory.mktemp(name), *modules)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def quantizing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """The environment of `sparkwright quantize`, with this checkout in it."""
+    python = environment("quantize.txt", editable=CHECKOUT)
+    yield from _warm(python, tmp_path_factory, "quantizing", *MODELOPT, "ray", "sparkwright.cli")
+
+
+@pytest.fixture(scope="session")
+def modelopt_043(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """modelopt 0.43 with transformers 4."""
+    python = environment("checkpoint-modelopt-0.43.txt")
+    yield from _warm(python, tmp_path_factory, "modelopt-0.43", *MODELOPT)
+
+
+@pytest.fixture(scope="session")
+def llm_compressor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """llm-compressor 0.14."""
+    python = environment("checkpoint-llmcompressor-0.14.txt")
+    yield from _warm(python, tmp_path_factory, "llm-compressor", "llmcompressor")
+
+
+class Models:
+    """Tiny models by architecture and options, each made once."""
+
+    def __init__(self, warm: Warm, folder: Path) -> None:
+        self._warm, self._folder = warm, folder
+
+    def __call__(self, architecture: str, *options: str) -> Path:
+        """The folder of a model; tests only read it."""
+        name = re.sub(r"[^a-z0-9_]+", "-", " ".join([architecture, *options]).lower())
+        folder = self._folder / name
+        if not folder.exists():
+            self._warm.run("make_model.py", folder, "--architecture", architecture, *options)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def models(quantizing: Warm, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Makes tiny models."""
+    return Models(quantizing, tmp_path_factory.mktemp("models"))
+
+
+def read_json(path: Path) -> Mapping[str, object]:
+    """A JSON object."""
+    value: Mapping[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return value
