@@ -5,7 +5,7 @@ import sys
 import typer
 
 from sparkwright import __version__
-from sparkwright.cli import checkpoint, jit_cache, patch, pins, recipe
+from sparkwright.cli import checkpoint, image, jit_cache, patch, pins, recipe
 from sparkwright.cli.about import about
 from sparkwright.cli.audit import audit
 from sparkwright.cli.build import build
@@ -28,6 +28,7 @@ app.command()(about)
 app.add_typer(jit_cache.app, name="jit-cache")
 app.add_typer(pins.app, name="pins")
 app.add_typer(patch.app, name="patch")
+app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.command()(checkpoint.roofline)
 app.add_typer(recipe.app, name="recipe")

@@ -62,7 +62,7 @@ class Index:
             UnavailableError: the index cannot be reached, or does not have the file.
             IntegrityError: it lists the file with another sha256 than the pinned one.
         """
-        for package in self._packages(file):
+        for package in self.packages(file.project):
             if package.filename == file.name:
                 listed = package.digests.get("sha256")
                 if listed is not None and listed != file.sha256:
@@ -78,18 +78,23 @@ class Index:
             remedy="check which index pip is configured for (pip config list)",
         )
 
-    def _packages(self, file: PinnedFile) -> list[DistributionPackage]:
+    def packages(self, project: str) -> list[DistributionPackage]:
+        """All files that the index lists for a project.
+
+        Raises:
+            UnavailableError: it has no such project, or what answers is no package index.
+        """
         try:
-            return self._pages.get_project_page(file.project, timeout=_TIMEOUT_SECONDS).packages
+            return self._pages.get_project_page(project, timeout=_TIMEOUT_SECONDS).packages
         except NoSuchProjectError as error:
             raise UnavailableError(
-                f"the package index has no project {file.project}",
+                f"the package index has no project {project}",
                 cause="the mirror in use does not carry it",
                 remedy="check which index pip is configured for (pip config list)",
             ) from error
         except UnsupportedContentTypeError as error:
             raise UnavailableError(
-                f"what answers for {file.project} is not a package index ({error.content_type})",
+                f"what answers for {project} is not a package index ({error.content_type})",
                 cause="the configured address is not that of a simple index, or a proxy answers in its place",
                 remedy="check which index pip is configured for (pip config list)",
             ) from error
@@ -102,6 +107,23 @@ class Index:
         with self._files.get(address, stream=True, timeout=_TIMEOUT_SECONDS, auth=auth) as answer:
             answer.raise_for_status()
             yield answer.iter_content(1 << 20)
+
+    def part(self, address: str, span: str) -> tuple[bytes, int]:
+        """A part of a file, named as HTTP does (`-4096`: its last 4096 bytes), and the size of the whole file.
+
+        Raises:
+            UnavailableError: the server only gives whole files.
+        """
+        auth = self._credentials if urlsplit(address).netloc == self._host else None
+        answer = self._files.get(address, timeout=_TIMEOUT_SECONDS, auth=auth, headers={"Range": f"bytes={span}"})
+        answer.raise_for_status()
+        if answer.status_code != requests.codes.partial_content:
+            raise UnavailableError(
+                "the package index gives whole files only, not parts of them",
+                cause="the mirror in use does not answer range requests",
+                remedy="use another mirror for this command (PIP_INDEX_URL)",
+            )
+        return answer.content, int(answer.headers["Content-Range"].rpartition("/")[2])
 
 
 def with_retries(attempt: Callable[[], _Answer], *, file: PinnedFile) -> _Answer:

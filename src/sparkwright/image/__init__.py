@@ -1,0 +1,1 @@
+"""The image: what goes into it and how large that is, building it, testing it, and carrying it to other machines."""

@@ -1,0 +1,106 @@
+"""What of the locked packages stays in the image, and how large it was when that was last agreed: data with reasons."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from sparkwright.errors import ConfigurationError
+from sparkwright.paths import REQUIREMENTS
+from sparkwright.pins.load import read
+from sparkwright.pins.model import RelativePath, Strict, Text
+from sparkwright.run import run
+
+DEBUG_SECTIONS: Final = ".debug_"
+"""How the names of the sections begin that `strip --strip-debug` removes; the symbol table shrinks as well."""
+
+
+class Selection(Strict):
+    """Files of one project, as globs over the paths in its wheel; `*` also matches `/`."""
+
+    project: Text
+    files: tuple[RelativePath, ...] = Field(min_length=1)
+    why: Text
+
+    def pick(self, paths: Iterable[str]) -> set[str]:
+        """Those of `paths` that are meant.
+
+        Raises:
+            ConfigurationError: a pattern matches none, so the list no longer fits the packages.
+        """
+        picked: set[str] = set()
+        known = list(paths)
+        for pattern in self.files:
+            matched = {path for path in known if fnmatchcase(path, pattern)}
+            if not matched:
+                raise ConfigurationError(
+                    f"{self.project} has no file {pattern}, which the image leaves out or strips",
+                    cause="another release of the project lays its files out in another way, or it is not installed",
+                    remedy="look where these files are now, and correct requirements/image-<line>.toml",
+                )
+            picked |= matched
+        return picked
+
+
+class RecordedSize(Strict):
+    """How large the image of a DGX Spark was when this was last written down by hand; bytes."""
+
+    packages: int = Field(gt=0)
+    """The locked wheels and our vLLM, as far as they stay."""
+    packages_zstd: int = Field(gt=0)
+    """The same, compressed as layers are."""
+    system: int = Field(gt=0)
+    """Base image, Python, C++ compiler, RDMA libraries, sparkwright."""
+    system_zstd: int = Field(gt=0)
+    why: Text
+
+
+class Contents(Strict):
+    """What requirements/image-<line>.toml says."""
+
+    size: RecordedSize
+    removed: tuple[Selection, ...] = Field(alias="removal", min_length=1)
+    stripped: tuple[Selection, ...] = ()
+    unbuilt: tuple[Selection, ...] = ()
+    """What is in an official wheel and not in the one made here; only the size report needs to know."""
+
+
+def contents_path(line: str) -> Path:
+    """Where the contents of a line are written down."""
+    return REQUIREMENTS / f"image-{line}.toml"
+
+
+def load_contents(line: str) -> Contents:
+    """The contents of a line.
+
+    Raises:
+        ConfigurationError: it is missing or wrong.
+    """
+    return read(contents_path(line), Contents)
+
+
+def slim(site_packages: Path, contents: Contents) -> int:
+    """Remove and strip the listed files below a site-packages folder; returns the bytes freed.
+
+    Raises:
+        ConfigurationError: an entry matches no file; nothing is changed then.
+        UnavailableError: binutils' strip is not installed.
+    """
+    files = {path.relative_to(site_packages).as_posix() for path in site_packages.rglob("*") if path.is_file()}
+    removed = {name for one in contents.removed for name in one.pick(files)}
+    stripped = {name for one in contents.stripped for name in one.pick(files)}
+    before = sum((site_packages / name).stat().st_size for name in removed | stripped)
+    for name in sorted(stripped):
+        run(["strip", "--strip-debug", site_packages / name])
+    for name in removed:
+        (site_packages / name).unlink()
+        _remove_empty((site_packages / name).parent, site_packages)
+    return before - sum((site_packages / name).stat().st_size for name in stripped)
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    while folder != top and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
