@@ -188,6 +188,11 @@ def start(plan: Plan) -> NoReturn:
         environment.pop(f"{name}_FILE", None)
     if plan.listen:
         check_port(*plan.listen)
+    if plan.check:
+        from sparkwright.entrypoint.check import check
+
+        for notice in check(plan.check, plan.marlin):
+            say(notice)
     if plan.needs_cache:
         environment |= check_home(environment)
     os.environ.clear()

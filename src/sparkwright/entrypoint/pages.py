@@ -27,8 +27,8 @@ The image is configured by its first words, by environment variables, and by opt
 | anything else | that command, as it is |
 
 `--dry-run` before the mode prints what would run, as one JSON object, and runs nothing: `argv`, `env` (what is set
-beside your own environment), `notices`, and, where there is something to say, `unset`, `before`, `wait` and `smoke`.
-Secrets are not in it.
+beside your own environment), `notices`, and, where there is something to say, `unset`, `before`, `wait`, `check` and
+`smoke`. Secrets are not in it.
 
 ## Who wins
 

@@ -25,7 +25,8 @@ class Plan:
     """What will run. `argv` replaces the entrypoint; `before` runs first; `env` and `unset` change the environment.
 
     `secrets` are set too, but never shown. `listen` is the address that must be free. `state` is left for the
-    healthcheck, which cannot see the arguments of the container's command.
+    healthcheck, which cannot see the arguments of the container's command. `check` is the folder whose checkpoint must
+    be sound first; `marlin` are the backend options that name Marlin.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +39,8 @@ class Plan:
     listen: tuple[str, int] | None = None
     state: Mapping[str, str | int | bool] = field(default_factory=dict)
     needs_cache: bool = False
+    check: str = ""
+    marlin: tuple[str, ...] = ()
     smoke: bool = False
 
     def as_json(self) -> str:
@@ -54,6 +57,8 @@ class Plan:
                 "nodes": self.wait.nodes,
                 "seconds": self.wait.seconds,
             }
+        if self.check:
+            shown["check"] = self.check
         if self.smoke:
             shown["smoke"] = True
         return json.dumps(shown, indent=2, ensure_ascii=False)

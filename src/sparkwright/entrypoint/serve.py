@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, TypeVar
 
 from sparkwright.entrypoint import cluster, memory, model, release, translate, words
@@ -13,6 +14,8 @@ from sparkwright.errors import ConfigurationError, UsageError
 
 _OURS: Final = tuple(variable for variable in TABLE if variable.option)
 _SECRET: Final = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}
+_SAFETENSORS: Final = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer")
+_BACKENDS: Final = ("--linear-backend", "--moe-backend")
 _PARALLEL: Final = ("--pipeline-parallel-size", "--data-parallel-size")
 
 
@@ -185,8 +188,16 @@ def plan(
             "smoke_seconds": values.number("SMOKE_SECONDS"),
         },
         needs_cache=True,
+        check=name if values.switch("CHECK") and _is_safetensors(name, chosen) else "",
+        marlin=tuple(each for each in _BACKENDS if each in chosen and chosen[each].value == "marlin"),
         smoke=smoke and not headless,
     )
+
+
+def _is_safetensors(name: str, chosen: Mapping[str, Setting]) -> bool:
+    """Whether the model is a folder that vLLM would load from safetensors files."""
+    kind = chosen["--load-format"].value if "--load-format" in chosen else "auto"
+    return kind in _SAFETENSORS and Path(name).is_dir()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,19 @@ TABLE: Final[tuple[Variable, ...]] = (
         kind="words",
     ),
     Variable(
+        name="CHECK",
+        modes=SERVING,
+        purpose="Check a local checkpoint's headers before it is served.",
+        values="1 or 0",
+        default="1",
+        explanation="When the model is a folder: what `sparkwright checkpoint verify` finds without reading a tensor. An "
+        "error ends the start with 78 and its remedy, a warning is a notice. Missing input scales are no error where "
+        "Marlin, which reads none, computes the layers concerned. It takes at most two seconds; what takes longer, and "
+        "a folder without safetensors files, is served unchecked, with a notice. So is one with another --load-format.",
+        example="CHECK=0",
+        kind="switch",
+    ),
+    Variable(
         name="SMOKE",
         modes=SERVING,
         purpose="Ask one completion after start, and stop serving when it is not sane.",
