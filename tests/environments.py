@@ -31,7 +31,19 @@ def environment(lock: str, *, editable: Path | None = None) -> Path:
 def _make(folder: Path, python: Path, lock: str, editable: Path | None) -> None:
     uv: list[str | Path] = [sys.executable, "-m", "uv", "--quiet"]
     run([*uv, "venv", "--clear", "--python", sys.executable, folder])
-    run([*uv, "pip", "install", "--python", python, "--require-hashes", "--requirement", REQUIREMENTS / lock])
+    run(
+        [
+            *uv,
+            "pip",
+            "install",
+            "--python",
+            python,
+            "--no-deps",
+            "--require-hashes",
+            "--requirement",
+            REQUIREMENTS / lock,
+        ]
+    )
     # pip, as uv does not read where pip is told to look for the CPU build.
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet"]
     run([*pip, "install", "--no-deps", "--no-compile", "--requirement", REQUIREMENTS / _TORCH])

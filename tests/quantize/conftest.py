@@ -78,7 +78,8 @@ class Warm:
         )
         assert self._process.stdout
         assert self._process.stdout.readline() == b"ready\n", (folder / "warm.log").read_text()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout
@@ -118,8 +119,11 @@ class Warm:
     def close(self) -> None:
         """End the interpreter; its children must have ended before."""
         assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait(60)
+        self._listener.join()
+        self._process.stdout.close()
         self._log.close()
 
 
