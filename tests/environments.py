@@ -4,6 +4,7 @@ import hashlib
 import sys
 from pathlib import Path
 
+from sparkwright.errors import CommandFailedError, UnavailableError
 from sparkwright.files import exclusive_lock, write_atomic
 from sparkwright.paths import REQUIREMENTS, cache
 from sparkwright.run import run
@@ -46,6 +47,14 @@ def _make(folder: Path, python: Path, lock: str, editable: Path | None) -> None:
     )
     # pip, as uv does not read where pip is told to look for the CPU build.
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet"]
-    run([*pip, "install", "--no-deps", "--no-compile", "--requirement", REQUIREMENTS / _TORCH])
+    try:
+        run([*pip, "install", "--no-deps", "--no-compile", "--requirement", REQUIREMENTS / _TORCH])
+    except CommandFailedError as error:
+        raise UnavailableError(
+            f"the CPU build of torch could not be installed (requirements/{_TORCH})\n{error.what}",
+            cause="the package index has CUDA builds only, and pip is shown no other place that has it",
+            remedy="set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds (pytorch.org's install page names it), or "
+            "PIP_FIND_LINKS to a folder that holds the wheel",
+        ) from error
     if editable is not None:
         run([*uv, "pip", "install", "--python", python, "--no-deps", "--editable", editable])
