@@ -9,6 +9,7 @@ from sparkwright.cli import checkpoint, image, jit_cache, patch, pins, recipe
 from sparkwright.cli.about import about
 from sparkwright.cli.audit import audit
 from sparkwright.cli.build import build
+from sparkwright.cli.doctor import doctor
 from sparkwright.errors import SparkwrightError, UsageError
 from sparkwright.report import note
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(build)
 app.command()(audit)
 app.command()(about)
+app.command()(doctor)
 app.add_typer(jit_cache.app, name="jit-cache")
 app.add_typer(pins.app, name="pins")
 app.add_typer(patch.app, name="patch")

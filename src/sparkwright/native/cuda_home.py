@@ -48,6 +48,11 @@ def driver_functions(header: str) -> tuple[str, ...]:
     return tuple(sorted({*_DECLARATION.findall(header), *_RENAMED.findall(header)}))
 
 
+def driver_stub(prefix: Path) -> Path:
+    """Where the `libcuda.so` to link against lies, whether it exists or not."""
+    return prefix / "lib" / "stubs" / "libcuda.so"
+
+
 def add_driver_stub(prefix: Path, compiler: HostCompiler) -> Path:
     """Put a `libcuda.so` to link against below `lib/stubs`; nothing may ever run with it.
 
@@ -55,7 +60,7 @@ def add_driver_stub(prefix: Path, compiler: HostCompiler) -> Path:
     symbols, but torch links with --as-needed: the linker would then leave libcuda.so.1 out of NEEDED, and the
     extension would not load where the driver is.
     """
-    stub = prefix / "lib" / "stubs" / "libcuda.so"
+    stub = driver_stub(prefix)
     if stub.exists():
         return stub
     names = driver_functions((prefix / "include" / "cuda.h").read_text(encoding="utf-8"))
