@@ -76,9 +76,11 @@ class Warm:
             stderr=self._log,
             cwd=folder,
         )
-        assert self._process.stdout
-        assert self._process.stdout.readline() == b"ready\n", (folder / "warm.log").read_text()
         self._listener = threading.Thread(target=self._listen, daemon=True)
+        assert self._process.stdout
+        if self._process.stdout.readline() != b"ready\n":
+            self.close()
+            raise AssertionError((folder / "warm.log").read_text())
         self._listener.start()
 
     def _listen(self) -> None:
@@ -122,7 +124,8 @@ class Warm:
         assert self._process.stdout
         self._process.stdin.close()
         self._process.wait(60)
-        self._listener.join()
+        if self._listener.is_alive():
+            self._listener.join()
         self._process.stdout.close()
         self._log.close()
 

@@ -2,9 +2,11 @@
 
 Reads one JSON object a line: {"argv": [...], "log": FILE, "env": {...}}, where argv begins with a script's path or with
 `sparkwright`. For each it forks a child of its own session, and answers `started PID`; when the child has ended,
-`ended PID STATUS`. A child is a real process: it can be measured, limited and killed.
+`ended PID STATUS`. A child is a real process: it can be measured, limited and killed. What the imports print goes to
+stderr.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -12,14 +14,21 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
 
 
 def main() -> None:
     """Import what the arguments name, say `ready`, then serve until stdin closes."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
     for name in sys.argv[1:]:
         import_module(name)
+
+    def say(line: str) -> None:
+        os.write(answers, f"{line}\n".encode())
+
     say("ready")
     wake, signalled = os.pipe()
     os.set_blocking(signalled, False)
@@ -30,7 +39,8 @@ def main() -> None:
         ready, _, _ = select.select([0, wake], [], [])
         if wake in ready:
             os.read(wake, 4096)
-            report_ended()
+            for pid, status in ended():
+                say(f"ended {pid} {status}")
         if 0 in ready:
             content = os.read(0, 65536)
             if not content:
@@ -40,21 +50,14 @@ def main() -> None:
                 say(f"started {start(json.loads(line))}")
 
 
-def say(line: str) -> None:
-    """One line of answer."""
-    os.write(1, f"{line}\n".encode())
-
-
-def report_ended() -> None:
-    """Collect every child that has ended."""
-    while True:
-        try:
+def ended() -> Iterator[tuple[int, int]]:
+    """Every child that has ended, with its status."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        say(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
+            if pid == 0:
+                return
+            yield pid, os.waitstatus_to_exitcode(status)
 
 
 def start(job: dict[str, object]) -> int:
