@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(build)
+app.command()(image.push)
 app.command()(audit)
 app.command()(about)
 app.command()(doctor)

@@ -6,48 +6,117 @@ from typing import Annotated
 
 import typer
 
+from sparkwright.cli import image
 from sparkwright.errors import UsageError
+from sparkwright.image.build import Request
+from sparkwright.image.preflight import SPARK_PLATFORM
 from sparkwright.native import build_report, host
 from sparkwright.native.jobs import default_jobs
 from sparkwright.native.layout import layout
 from sparkwright.native.units import UNITS, unit
 from sparkwright.paths import CHECKOUT
-from sparkwright.pins import default_line, load_line
+from sparkwright.pins import Line, default_line, load_line
 from sparkwright.report import note, print_json, print_table
 
 HostOption = Annotated[bool, typer.Option("--host", help="Build on this machine, without Docker and without a GPU.")]
 LineOption = Annotated[str | None, typer.Option("--line", help="Release line; by default the newest.")]
-UnitsOption = Annotated[str, typer.Option("--units", help=f"What to compile: {', '.join(UNITS)}.")]
-CheckOption = Annotated[bool, typer.Option("--check", help="Stop when the sources are patched and verified.")]
-WheelOption = Annotated[bool, typer.Option("--wheel", help="Make the installable wheel too; implies --units native.")]
+UnitsOption = Annotated[
+    str | None,
+    typer.Option("--units", help=f"What to compile: {', '.join(UNITS)}. By default nvfp4 with --host, else native."),
+]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Compilers at once; by default as memory allows.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
 
+_HOST = "With --host"
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Stop when the sources are patched and verified.", rich_help_panel=_HOST)
+]
+WheelOption = Annotated[
+    bool,
+    typer.Option("--wheel", help="Make the installable wheel too; implies --units native.", rich_help_panel=_HOST),
+]
+
 
 def build(
     *,
     on_host: HostOption = False,
     line: LineOption = None,
-    units: UnitsOption = "nvfp4",
-    check: CheckOption = False,
-    wheel: WheelOption = False,
+    units: UnitsOption = None,
     jobs: JobsOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
+    check: CheckOption = False,
+    wheel: WheelOption = False,
+    tag: image.TagOption = "",
+    extra: image.WithOption = "",
+    externals: image.ExternalsOption = "",
+    on: image.OnOption = "",
+    platform: image.PlatformOption = SPARK_PLATFORM,
+    no_cache: image.NoCacheOption = False,
+    progress: image.ProgressOption = image.Progress.plain,
+    arguments: image.ArgOption = None,
+    list_images: image.ListOption = False,
+    verify_reproducible: image.VerifyOption = False,
 ) -> None:
-    """Build vLLM for GB10 from pinned sources: fetch, patch, compile with vLLM's own CMake, and audit the machine code.
+    """Build the image with Docker, and test it; or, with --host, build vLLM on this machine without Docker.
 
-    Only what changed is compiled again, and an interrupted build goes on where it stopped. The report is
-    build/LINE/report.json.
+    Both fetch the pinned sources, patch them, compile with vLLM's own CMake, and audit the machine code. Only what
+    changed is done again. The reports are build/LINE/image.json and, with --host, build/LINE/report.json.
     """
-    if not on_host:
-        raise UsageError("say where to build", remedy="give --host: build on this machine, without Docker or a GPU")
+    pins = load_line(line or default_line())
+    signal.signal(signal.SIGTERM, _interrupt)
+    if on_host:
+        docker_only = {
+            "--tag": tag,
+            "--with": extra,
+            "--externals": externals,
+            "--on": on,
+            "--no-cache": no_cache,
+            "--arg": arguments,
+            "--list": list_images,
+            "--verify-reproducible": verify_reproducible,
+        }
+        _refuse({name for name, value in docker_only.items() if value}, "builds an image; with --host none is made")
+        _build_on_host(pins, units or "nvfp4", check=check, wheel=wheel, jobs=jobs, dry_run=dry_run, json=json)
+        return
+    _refuse({name for name, value in (("--check", check), ("--wheel", wheel)) if value}, "belongs to --host")
+    if list_images:
+        image.show_images(on=on, line=line, json=json)
+        return
+    image.build_with_docker(
+        Request(
+            line=pins,
+            tag=tag,
+            units=unit(units).name if units else "",
+            jobs=jobs,
+            no_cache=no_cache,
+            on=on,
+            progress=progress.value,
+            platform=platform,
+            extra=extra,
+            externals=externals,
+            overrides=tuple(arguments or ()),
+        ),
+        dry_run=dry_run,
+        verify_reproducible=verify_reproducible,
+        json=json,
+    )
+
+
+def _refuse(names: set[str], why: str) -> None:
+    if names:
+        raise UsageError(f"{', '.join(sorted(names))} {why}", remedy="leave it out, or see ./build.sh --help")
+
+
+def _build_on_host(
+    pins: Line, units: str, *, check: bool, wheel: bool, jobs: int | None, dry_run: bool, json: bool
+) -> None:
     if check and wheel:
         raise UsageError("--check compiles nothing, so there is no wheel", remedy="leave one of them out")
-    pins, chosen, count = load_line(line or default_line()), unit("native" if wheel else units), jobs or default_jobs()
+    chosen, count = unit("native" if wheel else units), jobs or default_jobs()
     if dry_run:
         steps = host.plan(pins, None if check else chosen, jobs=count, wheel=wheel)
         if json:
@@ -55,7 +124,6 @@ def build(
         else:
             print_table(f"What ./build.sh --host would do for vLLM {pins.name}", ("step", "what"), steps)
         return
-    signal.signal(signal.SIGTERM, _interrupt)
     if check:
         _show_check(host.check(pins), json=json)
         return

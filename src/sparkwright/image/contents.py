@@ -11,7 +11,6 @@ from sparkwright.errors import ConfigurationError
 from sparkwright.paths import REQUIREMENTS
 from sparkwright.pins.load import read
 from sparkwright.pins.model import RelativePath, Strict, Text
-from sparkwright.run import run
 
 DEBUG_SECTIONS: Final = ".debug_"
 """How the names of the sections begin that `strip --strip-debug` removes; the symbol table shrinks as well."""
@@ -79,28 +78,3 @@ def load_contents(line: str) -> Contents:
         ConfigurationError: it is missing or wrong.
     """
     return read(contents_path(line), Contents)
-
-
-def slim(site_packages: Path, contents: Contents) -> int:
-    """Remove and strip the listed files below a site-packages folder; returns the bytes freed.
-
-    Raises:
-        ConfigurationError: an entry matches no file; nothing is changed then.
-        UnavailableError: binutils' strip is not installed.
-    """
-    files = {path.relative_to(site_packages).as_posix() for path in site_packages.rglob("*") if path.is_file()}
-    removed = {name for one in contents.removed for name in one.pick(files)}
-    stripped = {name for one in contents.stripped for name in one.pick(files)}
-    before = sum((site_packages / name).stat().st_size for name in removed | stripped)
-    for name in sorted(stripped):
-        run(["strip", "--strip-debug", site_packages / name])
-    for name in removed:
-        (site_packages / name).unlink()
-        _remove_empty((site_packages / name).parent, site_packages)
-    return before - sum((site_packages / name).stat().st_size for name in stripped)
-
-
-def _remove_empty(folder: Path, top: Path) -> None:
-    while folder != top and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent

@@ -12,7 +12,7 @@ from typing import Final
 
 from sparkwright.audit import elf
 from sparkwright.errors import ConfigurationError, InputUnreadableError
-from sparkwright.files import sha256_file, write_atomic
+from sparkwright.files import sha256_bytes, sha256_file, write_atomic
 from sparkwright.image.contents import DEBUG_SECTIONS, Contents, contents_path, load_contents
 from sparkwright.image.locked import Locked, read_lock
 from sparkwright.image.target import SPARK
@@ -129,8 +129,10 @@ def write_inventory(inventory: Inventory) -> Path:
 
 
 def _sources(line: str) -> dict[str, str]:
-    paths = (REQUIREMENTS / lock_name(line), contents_path(line))
-    return {path.name: sha256_file(path) for path in paths}
+    lock, contents = REQUIREMENTS / lock_name(line), contents_path(line)
+    # Not the whole file: the recorded size stands there too, and is written down after this list was made.
+    selections = load_contents(line).model_dump_json(include={"removed", "stripped", "unbuilt"})
+    return {lock.name: sha256_file(lock), contents.name: sha256_bytes(selections.encode())}
 
 
 def _entry(listing: WheelListing, contents: Contents) -> Entry:

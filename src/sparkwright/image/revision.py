@@ -1,13 +1,12 @@
 """Which state of this checkout an image is made from, and the tag that says so."""
 
-import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from sparkwright.errors import CommandFailedError, UsageError
-from sparkwright.paths import CHECKOUT, PINS
+from sparkwright.paths import CHECKOUT
 from sparkwright.run import run
 
 REPOSITORY: Final = "sparkwright"
@@ -83,12 +82,3 @@ def _origin(git: list[str]) -> str:
     if not address.startswith("https://") or "@" in address:
         return ""
     return address.removesuffix(".git")
-
-
-def pins_digest() -> str:
-    """One sha256 over all files of pins/, by name and content."""
-    digest = hashlib.sha256()
-    for path in sorted(PINS.glob("*.toml")):
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()

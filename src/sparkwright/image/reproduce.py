@@ -1,0 +1,94 @@
+"""Whether a second build from nothing makes the same image, and where it differs."""
+
+import hashlib
+import subprocess
+import tarfile
+from dataclasses import replace
+from typing import IO, Final, cast
+
+from sparkwright.errors import BuildFailedError
+from sparkwright.image.build import Request, build_only
+from sparkwright.image.docker import Docker
+from sparkwright.image.record import ImageRecord
+from sparkwright.report import note
+
+_NAMED: Final = 12
+Files = dict[str, tuple[int, int, str]]
+"""Path in a layer: size, time of change, sha256."""
+
+
+def compare_with_rebuild(request: Request, record: ImageRecord) -> list[tuple[str, str]]:
+    """Build the same image again without any cache and name what differs: a layer and the files in it."""
+    again = f"{record.tag}-again"
+    docker = request.docker
+    note(f"building {again} from nothing, to compare")
+    build_only(replace(request, tag=again, no_cache=True), arguments=record.arguments)
+    try:
+        return compare(docker, record, again)
+    finally:
+        docker.run("image", "rm", again)
+
+
+def compare(docker: Docker, record: ImageRecord, again: str) -> list[tuple[str, str]]:
+    """What differs between two images: the instruction of each layer, and some of its files."""
+    one, two = docker.inspect(record.tag), docker.inspect(again)
+    first, second = one["RootFS"]["Layers"], two["RootFS"]["Layers"]
+    if first == second:
+        return []
+    if len(first) != len(second):
+        return [("all", f"{len(first)} layers, then {len(second)}")]
+    makers = [line for line in _makers(docker, record.tag) if line]
+    changed = [index for index, (mine, other) in enumerate(zip(first, second, strict=True)) if mine != other]
+    contents = [
+        _files(docker, reference, {layers[index] for index in changed})
+        for reference, layers in ((record.tag, first), (again, second))
+    ]
+    found = []
+    for index in changed:
+        maker = makers[index] if index < len(makers) else f"layer {index}"
+        found.append((maker[:100], differing(contents[0][first[index]], contents[1][second[index]])))
+    return found
+
+
+def differing(one: Files, other: Files) -> str:
+    """In words, what two layers differ in."""
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    only_times = all(name in one and name in other and one[name][::2] == other[name][::2] for name in names)
+    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    if not names:
+        return "the order or the attributes of its files"
+    return f"the times of {listed}" if only_times else listed
+
+
+def _makers(docker: Docker, reference: str) -> list[str]:
+    history = docker.run("history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", reference)
+    rows = [line.split("\t", 1) for line in history.splitlines() if "\t" in line]
+    return [" ".join(words.split()) for size, words in reversed(rows) if not words.startswith(("ENV", "LABEL", "CMD"))]
+
+
+def _files(docker: Docker, reference: str, layers: set[str]) -> dict[str, Files]:
+    """The files of some layers of an image, from one pass over `docker save`."""
+    wanted = {f"blobs/sha256/{layer.partition(':')[2]}": layer for layer in layers}
+    found: dict[str, Files] = {layer: {} for layer in layers}
+    command = ["docker", "save", reference]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=docker.environment) as process,
+        tarfile.open(fileobj=cast("IO[bytes]", process.stdout), mode="r|") as archive,
+    ):
+        for member in archive:
+            stream = archive.extractfile(member) if member.name in wanted else None
+            if stream is not None:
+                found[wanted[member.name]] = _listing(stream)
+    if process.returncode != 0:
+        raise BuildFailedError(f"docker save {reference} ended with {process.returncode}")
+    return found
+
+
+def _listing(stream: IO[bytes]) -> Files:
+    files: Files = {}
+    with tarfile.open(fileobj=stream, mode="r|") as layer:
+        for member in layer:
+            content = layer.extractfile(member) if member.isfile() else None
+            digest = hashlib.file_digest(content, "sha256").hexdigest() if content else member.linkname  # type: ignore[arg-type]
+            files[member.name] = (member.size, int(member.mtime), digest)
+    return files
