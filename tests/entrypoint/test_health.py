@@ -1,8 +1,10 @@
 """The healthcheck's deadlock rule and the smoke test, against a small server that replays answers."""
 
+import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -166,26 +168,44 @@ def _serve_answers(server: Server, status: int, text: str) -> None:
     server.answers["/v1/completions"] = (status, text)
 
 
-def _smoke_beside_a_server(server: Server) -> tuple[int, bool]:
-    """The smoke test as the child of a process that stands for the server: its status, and whether that one lives."""
-    program = (
-        "import subprocess, sys, os, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'sparkwright.entrypoint.smoke', str(os.getpid())])\n"
-        "print(child.wait(), flush=True)\n"
-        "time.sleep(0.3)\n"
-        "print('alive', flush=True)\n"
-    )
-    assert server.port
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
-    lines = done.stdout.split()
-    return int(lines[0]) if lines else 1, "alive" in lines
+# What stands for the server: it ends with 0 when it is told to, as vLLM does.
+_SERVER = (
+    "import signal, sys, time\n"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+    "print('started', flush=True)\n"
+    "time.sleep(60)\n"
+)
+
+
+@contextlib.contextmanager
+def smoked(program: str = _SERVER) -> Iterator["subprocess.Popen[str]"]:
+    """The smoke test running a program that stands for the server."""
+    command = [sys.executable, "-m", "sparkwright.entrypoint.smoke", sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "started\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def until_smoked() -> dict[str, object]:
+    deadline = time.monotonic() + 30
+    while (result := state.read("smoke")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return result
 
 
 def test_a_sane_answer_passes_and_leaves_the_server_alone(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     _serve_answers(server, 200, completion(-0.5, -0.01))
-    assert _smoke_beside_a_server(server) == (0, True)
-    assert state.read("smoke") == {"passed": True, "why": ""}
-    assert check(capsys)[0] == 0
+    with smoked() as process:
+        assert until_smoked() == {"passed": True, "why": ""}
+        assert check(capsys)[0] == 0
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(10) == 0, "the server was told, and ended as it does"
 
 
 @pytest.mark.parametrize(
@@ -196,15 +216,41 @@ def test_a_sane_answer_passes_and_leaves_the_server_alone(server: Server, capsys
         (200, "{}", "choices"),
     ],
 )
-def test_garbage_stops_the_server_and_turns_it_unhealthy(
+def test_garbage_stops_the_server_and_ends_with_an_error(
     server: Server, status: int, text: str, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _serve_answers(server, status, text)
-    assert _smoke_beside_a_server(server)[1] is False
-    result = state.read("smoke")
-    assert result is not None
+    with smoked() as process:
+        assert process.wait(30) == 1
+    result = until_smoked()
     assert not result["passed"]
-    assert why in result["why"]
+    assert why in str(result["why"])
     code, said = check(capsys)
     assert code == 1
     assert "the smoke test failed" in said
+
+
+def test_a_server_that_will_not_end_is_killed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    _serve_answers(server, 200, "{}")
+    deaf = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    monkeypatch.setattr(smoke, "_GRACE", 0.2)
+    with deaf:
+        assert deaf.stdout
+        deaf.stdout.readline()
+        smoke.stop(deaf)
+        assert deaf.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", 137)])
+def test_the_status_of_a_server_that_ends_by_itself(server: Server, end: str, status: int) -> None:
+    server.answers["/health"] = (503, "")
+    with smoked(f"import os, sys\nprint('started', flush=True)\n{end}") as process:
+        assert process.wait(10) == status
+    assert state.read("smoke") is None

@@ -1,6 +1,7 @@
 """A Python with real vLLM for CPUs and real Ray, a tiny model, and servers started through entrypoint.sh."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.environments import environment
@@ -80,11 +82,16 @@ class Started:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def output(self) -> str:
+        """All that it wrote so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
     def tail(self) -> str:
         """The end of its log."""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
+        return "\n".join(self.output.splitlines()[-40:])
 
-    def wait_healthy(self, seconds: float = 300) -> float:
+    def wait_healthy(self, seconds: float = 600) -> float:
         """Wait for /health; the seconds that it took."""
         start = time.monotonic()
         while time.monotonic() - start < seconds:
@@ -138,7 +145,7 @@ class Spark:
     """Starts entrypoint.sh with the serving environment, as the image would."""
 
     def __init__(self, serving: Path, folder: Path) -> None:
-        self.serving, self.folder = serving, folder
+        self.serving, self.folder, self.modules = serving, folder, CHECKOUT / "src"
         self.started: list[Started] = []
 
     def start(self, *words: str, prefix: Sequence[str] = (), **environment: str) -> Started:
@@ -151,7 +158,7 @@ class Spark:
             "TMPDIR": str(own),
             "SPARKWRIGHT_PYTHON": str(self.serving / "bin/python"),
             "SPARKWRIGHT_STATE": str(own / "state"),
-            "PYTHONPATH": str(CHECKOUT / "src"),
+            "PYTHONPATH": str(self.modules),
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_LOGGING_LEVEL": "INFO",
@@ -174,13 +181,21 @@ class Spark:
         return started
 
 
-@pytest.fixture
-def spark(serving: Path, tmp_path: Path) -> Iterator[Spark]:
+@pytest.fixture(scope="module")
+def spark(serving: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spark]:
     """A machine on which containers are started; whatever is left at the end is killed."""
-    machine = Spark(serving, tmp_path)
+    machine = Spark(serving, tmp_path_factory.mktemp("spark"))
     yield machine
     for started in machine.started:
         started.end()
+
+
+def post(url: str, body: Mapping[str, object], *, key: str = "", seconds: float = 120) -> Any:  # noqa: ANN401
+    """The JSON that a POST is answered with."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers)
+    with urllib.request.urlopen(request, timeout=seconds) as answer:
+        return json.load(answer)
 
 
 def status_of(url: str, *, key: str = "") -> int:

@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -205,9 +204,9 @@ def start(plan: Plan) -> NoReturn:
         run([find(plan.before[0]), *plan.before[1:]])
     if plan.wait:
         {"head": wait_for_head, "nodes": wait_for_nodes}[plan.wait.until](plan.wait)
-    if plan.smoke:
-        # It outlives the exec below as a child of the server, which it watches and, when need be, ends.
-        subprocess.Popen([sys.executable, "-m", "sparkwright.entrypoint.smoke", str(os.getpid())])
     if plan.state:
         say(f"+ {shlex.join(plan.argv)}")
+    if plan.smoke:
+        smoke = (sys.executable, "-m", "sparkwright.entrypoint.smoke")
+        os.execve(sys.executable, (*smoke, program, *plan.argv[1:]), environment)  # noqa: S606  the point of an entrypoint
     os.execve(program, plan.argv, environment)  # noqa: S606  the point of an entrypoint

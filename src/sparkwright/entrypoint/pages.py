@@ -43,12 +43,13 @@ An empty variable counts as not set.
 
 | code | meaning |
 | --- | --- |
+| 1 | the smoke test failed (SMOKE=1) |
 | 64 | the command line cannot be carried out as written |
 | 69 | something that is needed is not there: vLLM, Ray, the head, the nodes |
 | 73 | the state for the healthcheck cannot be written |
 | 78 | a variable, a recipe or an option is wrong |
 
-After the start the exit code is that of vLLM or Ray.
+After the start the exit code is that of vLLM or Ray. vLLM ends with 0 when it is told to end.
 
 ## Variables of older images
 

@@ -1,13 +1,16 @@
-"""After start, ask the server one completion; when the answer is not sane, say why and stop the server.
+"""After start, ask the server one completion; when the answer is not sane, say why, stop the server and end with 1.
 
-Runs as a child of the server: `python -m sparkwright.entrypoint.smoke SERVER_PID`.
+Runs the server: `python -m sparkwright.entrypoint.smoke PROGRAM WORDS...`. It stays the container's first process: vLLM
+ends with 0 when it is told to end, and nothing inside a container can end its first process any other way.
 """
 
 import json
 import math
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -20,6 +23,8 @@ _PROMPT: Final = "The capital of France is"
 _TOKENS: Final = 8
 _PAUSE: Final = 2.0
 _GRACE: Final = 30.0
+_HANDED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FAILED: Final = 1
 _COMPLETION_SECONDS: Final = 600.0  # the first request may compile kernels
 
 
@@ -44,15 +49,7 @@ def ask_once(url: str, key: str) -> str:
     return str(answer["choices"][0].get("text", ""))
 
 
-def _alive(server: int) -> bool:
-    try:
-        os.kill(server, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_until_served(url: str, server: int, seconds: float) -> None:
+def wait_until_served(url: str, server: "subprocess.Popen[bytes]", seconds: float) -> None:
     """Wait for /health.
 
     Raises:
@@ -64,7 +61,7 @@ def wait_until_served(url: str, server: int, seconds: float) -> None:
         try:
             ask(f"{url}/health")
         except UnavailableError:
-            if not _alive(server) or os.getppid() != server:
+            if server.poll() is not None:
                 raise ProcessLookupError from None
             if time.monotonic() > deadline:
                 raise UnavailableError(f"{url}/health did not answer within {seconds:.0f} s (SMOKE_SECONDS)") from None
@@ -73,39 +70,62 @@ def wait_until_served(url: str, server: int, seconds: float) -> None:
             return
 
 
-def stop(server: int) -> None:
+def stop(server: "subprocess.Popen[bytes]") -> None:
     """End the server: politely, then not."""
-    os.kill(server, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE
-    while _alive(server) and os.getppid() == server:
-        if time.monotonic() > deadline:
-            os.kill(server, signal.SIGKILL)
-            return
-        time.sleep(_PAUSE)
+    server.terminate()
+    try:
+        server.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
-def main() -> int:
-    """Wait, ask, judge; the result is left for the healthcheck too."""
-    server = int(sys.argv[1])
-    known = state.read("state")
-    if known is None:
-        print("sparkwright: the smoke test does not know what was started", file=sys.stderr)
-        return 1
+def test(server: "subprocess.Popen[bytes]", known: Mapping[str, Any]) -> bool:
+    """Wait, ask, judge; whether the server may go on. The result is left for the healthcheck too."""
     url = base_url(known)
     try:
         wait_until_served(url, server, float(known["smoke_seconds"]))
         text = ask_once(url, os.environ.get("VLLM_API_KEY", ""))
     except ProcessLookupError:
-        return 1
+        return True  # it has ended: its own status says how
     except (SparkwrightError, KeyError, IndexError, ValueError) as error:
+        if server.poll() is not None:
+            return True  # it was told to end while it was asked
         state.write("smoke", {"passed": False, "why": str(error)})
         print(f"sparkwright: the smoke test failed, the server is stopped: {error}", file=sys.stderr, flush=True)
-        stop(server)
-        return 1
+        return False
     state.write("smoke", {"passed": True, "why": ""})
     print(f"sparkwright: the smoke test passed: {_PROMPT!r} goes on with {text!r}", file=sys.stderr, flush=True)
-    return 0
+    return True
+
+
+def main() -> int:
+    """Run the server and hand on signals; its status, or 1 when it failed the test."""
+    server = subprocess.Popen(sys.argv[1:])
+    told = False
+
+    def hand_on(number: int, _: object) -> None:
+        nonlocal told
+        told = True
+        server.send_signal(number)
+
+    for number in _HANDED_ON:
+        signal.signal(number, hand_on)
+    passed = True
+
+    def run_test() -> None:
+        nonlocal passed
+        known = state.read("state")
+        passed = known is not None and test(server, known)
+        if not passed and not told:
+            stop(server)
+
+    threading.Thread(target=run_test, daemon=True).start()
+    status = server.wait()
+    if not passed and not told:
+        return FAILED
+    return status if status >= 0 else 128 - status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: the thread may still be asking, and an interpreter that is torn down under it crashes.
+    os._exit(main())

@@ -135,8 +135,8 @@ TABLE: Final[tuple[Variable, ...]] = (
         purpose="Check a local checkpoint's headers before it is served.",
         values="1 or 0",
         default="1",
-        explanation="When the model is a folder: what `sparkwright checkpoint verify` finds without reading a tensor. An "
-        "error ends the start with 78 and its remedy, a warning is a notice. Missing input scales are no error where "
+        explanation="When the model is a folder: what `sparkwright checkpoint verify` finds without reading a tensor. "
+        "An error ends the start with 78 and its remedy, a warning is a notice. Missing input scales are none where "
         "Marlin, which reads none, computes the layers concerned. It takes at most two seconds; what takes longer, and "
         "a folder without safetensors files, is served unchecked, with a notice. So is one with another --load-format.",
         example="CHECK=0",
@@ -150,7 +150,8 @@ TABLE: Final[tuple[Variable, ...]] = (
         default="0",
         explanation="A checkpoint without `input_scale` serves garbage under a green /health. With SMOKE=1, or the "
         "argument --smoke, the first answer must have finite log-probabilities; else the server is stopped and the "
-        "healthcheck says why.",
+        "container ends with 1. For that a small process stays the container's first and hands on every signal: vLLM "
+        "itself ends with 0 when it is told to end.",
         example="SMOKE=1",
         kind="switch",
     ),
