@@ -41,7 +41,7 @@ def test_an_object_that_upstream_moved_is_noticed(missing: str) -> None:
 def test_an_unknown_unit_is_a_usage_error_that_names_the_known_ones() -> None:
     with pytest.raises(UsageError) as caught:
         unit("fp4")
-    assert "nvfp4, native" in caught.value.remedy
+    assert "nvfp4, smoke, native" in caught.value.remedy
 
 
 def test_a_unit_without_a_match_is_refused() -> None:

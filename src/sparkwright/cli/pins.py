@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from sparkwright.errors import ConfigurationError
+from sparkwright.files import write_atomic
 from sparkwright.paths import CHECKOUT
-from sparkwright.pins import default_line, load_line, load_toolchain
+from sparkwright.pins import base, default_line, load_line, load_toolchain
 from sparkwright.pins.copies import copies
 from sparkwright.pins.lock import lock as make_lock
 from sparkwright.pins.lock import lock_names
@@ -18,6 +19,14 @@ app = typer.Typer(
 
 LineOption = Annotated[str | None, typer.Option("--line", help="Release line; the newest when not given.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
+
+
+@app.command("dockerfile")
+def write_dockerfile() -> None:
+    """Make the ARG block of the Dockerfile anew; for maintainers."""
+    path = base.dockerfile()
+    write_atomic(path, base.with_argument_block(path.read_text(encoding="utf-8")))
+    note(f"made the ARG block of {path.name} from pins/")
 
 
 @app.command()

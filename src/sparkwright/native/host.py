@@ -6,14 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sparkwright.audit import audit, raise_on
+from sparkwright.audit import Failure, audit, raise_on
 from sparkwright.errors import ConfigurationError
 from sparkwright.files import exclusive_lock, write_json
 from sparkwright.native import build_report
 from sparkwright.native.build_report import BuildReport
 from sparkwright.native.compile import compile_unit
-from sparkwright.native.configure import configuration, configure, find_ccache
-from sparkwright.native.environment import build_environment, is_complete, location, requirements_of
+from sparkwright.native.compiler import HostCompiler
+from sparkwright.native.configure import Configuration, configuration, configure, find_ccache
+from sparkwright.native.environment import (
+    BuildEnvironment,
+    build_environment,
+    is_complete,
+    location,
+    requirements_of,
+)
 from sparkwright.native.inspect_objects import driver_failures, failures_of
 from sparkwright.native.layout import Layout, layout
 from sparkwright.native.preflight import (
@@ -143,8 +150,7 @@ def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildRep
     folders, watch = layout(line.name), Stopwatch()
     compiler = check_compiler()
     report_ignored_options()
-    ccache = find_ccache()
-    if ccache is None:
+    if find_ccache() is None:
         note("ccache is not installed: whatever is compiled again is compiled in full (install the package ccache)")
     check_space(folders.root, BUILD_BYTES)
     check_space(cache(), 0 if is_complete(location(requirements_of(line))) else ENVIRONMENT_BYTES)
@@ -156,45 +162,19 @@ def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildRep
             cutlass = cutlass_headers(line)
             official = line.component("vllm").file(host_wheel_kind())
             official_wheel = fetch(official) if wheel else None
-        with watch.step("configure"):
-            how = configuration(
-                line=line,
-                source=sources.vllm,
-                cutlass=cutlass,
-                environment=environment,
-                folders=folders,
-                ccache=ccache,
-            )
-            configure(how, environment, folders.log("configure"))
-        with watch.step("compile"):
-            compilation = compile_unit(
-                how,
-                environment,
-                unit,
-                jobs=jobs,
-                measurements=folders.measurements,
-                history=cache() / "compile-times" / f"{line.name}.json",
-                log=folders.log("compile"),
-            )
-        with watch.step("audit"):
-            facts = audit(folders.native, only=compilation.objects)
-            libraries = sorted(path.name for path in folders.native.glob("*.so")) if unit.libraries else []
-            failures = [*failures_of(facts, unit, line), *driver_failures(folders.native, libraries)]
-            library_facts = audit(folders.native, only=libraries) if libraries else None
-        report = BuildReport(
-            line=line.name,
-            unit=unit.name,
-            arch_list=line.arch_list,
+        how, report, failures = compile_and_audit(
+            line,
+            unit,
+            source=sources.vllm,
+            cutlass=cutlass,
+            environment=environment,
+            compiler=compiler,
+            folders=folders,
             jobs=jobs,
-            machine=build_report.machine(),
-            versions=build_report.versions(environment, compiler, line, ccache),
-            pins=build_report.pins_digest(),
-            patches={name: build_report.patch_summary(found) for name, found in sources.examinations.items()},
-            seconds=watch.seconds,
-            objects=build_report.rows(facts, compilation),
-            libraries=build_report.library_rows(library_facts) if library_facts else (),
-            failures=build_report.failure_texts(failures),
+            watch=watch,
         )
+        patches = {name: build_report.patch_summary(found) for name, found in sources.examinations.items()}
+        report = replace(report, patches=patches)
         if official_wheel and not failures:
             with watch.step("wheel"):
                 made = make_wheel(line, how, environment, folders, official=(official, official_wheel), jobs=jobs)
@@ -202,3 +182,58 @@ def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildRep
         write_json(folders.report, report.to_json())
     raise_on(failures)
     return report
+
+
+def compile_and_audit(
+    line: Line,
+    unit: Unit,
+    *,
+    source: Path,
+    cutlass: Path,
+    environment: BuildEnvironment,
+    compiler: HostCompiler,
+    folders: Layout,
+    jobs: int,
+    watch: Stopwatch,
+) -> tuple[Configuration, BuildReport, list[Failure]]:
+    """Configure and compile a unit of a patched tree, and audit what came out.
+
+    Raises:
+        BuildFailedError: CMake or a compiler failed.
+    """
+    ccache = find_ccache()
+    with watch.step("configure"):
+        how = configuration(
+            line=line, source=source, cutlass=cutlass, environment=environment, folders=folders, ccache=ccache
+        )
+        configure(how, environment, folders.log("configure"))
+    with watch.step("compile"):
+        compilation = compile_unit(
+            how,
+            environment,
+            unit,
+            jobs=jobs,
+            measurements=folders.measurements,
+            history=cache() / "compile-times" / f"{line.name}.json",
+            log=folders.log("compile"),
+        )
+    with watch.step("audit"):
+        facts = audit(folders.native, only=compilation.objects)
+        libraries = sorted(path.name for path in folders.native.glob("*.so")) if unit.libraries else []
+        failures = [*failures_of(facts, unit, line), *driver_failures(folders.native, libraries)]
+        library_facts = audit(folders.native, only=libraries) if libraries else None
+    report = BuildReport(
+        line=line.name,
+        unit=unit.name,
+        arch_list=line.arch_list,
+        jobs=jobs,
+        machine=build_report.machine(),
+        versions=build_report.versions(environment, compiler, line, ccache),
+        pins=build_report.pins_digest(),
+        patches={},
+        seconds=watch.seconds,
+        objects=build_report.rows(facts, compilation),
+        libraries=build_report.library_rows(library_facts) if library_facts else (),
+        failures=build_report.failure_texts(failures),
+    )
+    return how, report, failures

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sparkwright.audit import Audit, Failure, Requirement, check, check_expectations
@@ -13,6 +14,13 @@ from sparkwright.run import run
 def failures_of(facts: Audit, unit: Unit, line: Line) -> list[Failure]:
     """What the objects of a unit must show and do not: every one runs on 12.1, and the expectations of pins/ hold."""
     expected = [one for one in line.expectations if unit.libraries or one.unit == unit.name]
+    if not expected:
+        # A unit that is a part of the ones that pins/ speaks of.
+        expected = [
+            one
+            for one in line.expectations
+            if any(fnmatchcase(container.path, one.objects) for container in facts.containers)
+        ]
     return [*check(facts, Requirement), *check_expectations(facts.containers, expected)]
 
 

@@ -14,13 +14,17 @@ from sparkwright.files import sha256_file, write_json
 from sparkwright.native.configure import BUILD_TYPE, RECORD, Configuration
 from sparkwright.native.environment import BuildEnvironment
 from sparkwright.native.layout import Layout
-from sparkwright.patching.receipt import RECEIPT
+from sparkwright.patching.receipt import RECEIPT, read_receipt
 from sparkwright.paths import CHECKOUT
 from sparkwright.pins import Line, PinnedFile
 from sparkwright.run import run
 
 LOCAL_VERSION: Final = "gb10"
+OFFICIAL: Final = "official"
+"""What the version says besides, when the libraries are not compiled here."""
 RUST_FRONTEND: Final = "vllm/vllm-rs"
+LINKED: Final = "vLLM's own extensions"
+EXTENSIONS: Final = ("_C_stable_libtorch", "_moe_C_stable_libtorch", "cumem_allocator", "fs_io_C", "spinloop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +119,77 @@ def make_wheel(
                 )
             )
     _add_provenance(tree, how.source, origins)
+    made = _pack(tree, built.name, environment, folders, origins, log)
+    shutil.rmtree(scratch)
+    return made
+
+
+def take_wheel(
+    line: Line,
+    source: Path,
+    environment: BuildEnvironment,
+    folders: Layout,
+    *,
+    official: tuple[PinnedFile, Path],
+) -> Wheel:
+    """The official wheel with the patched Python of `source`: for builds that compile too little to link a library.
+
+    Its version says so. What a wheel made here would not hold is not in it either.
+
+    Raises:
+        BuildFailedError: packing failed.
+        ConfigurationError: the official wheel lacks a part.
+    """
+    pinned, archive = official
+    scratch = folders.root / "wheel"
+    shutil.rmtree(scratch, ignore_errors=True)
+    log = folders.log("wheel")
+    log.unlink(missing_ok=True)
+    old, new = (f"vllm-{line.name}{local}" for local in ("", f"+{LOCAL_VERSION}.{OFFICIAL}"))
+    tree = scratch / new
+    with zipfile.ZipFile(archive) as package:
+        names = [name for name in package.namelist() if not name.endswith("/")]
+        extensions = [Part(name=LINKED, files=(f"vllm/{name}.*",), why="") for name in EXTENSIONS]
+        taken = {name for part in (*PARTS, *extensions) for name in select(part, names)}
+        taken |= {name for name in names if _is_python_of_ours(name, source) or name.startswith(f"{old}.dist-info/")}
+        _extract(package, sorted(taken), tree)
+    replaced = [path for path in _patched_files(source) if (source / path).is_file() and path.startswith("vllm/")]
+    for path in replaced:
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, tree / path)
+    metadata = (tree / f"{old}.dist-info").rename(tree / f"{new}.dist-info")
+    described = (metadata / "METADATA").read_text(encoding="utf-8")
+    described = described.replace(f"\nVersion: {line.name}\n", f"\nVersion: {new.removeprefix('vllm-')}\n", 1)
+    (metadata / "METADATA").write_text(described, encoding="utf-8")
+    why = "nothing was linked here: the whole official wheel, with patched Python"
+    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+    origins = (Origin(part="vLLM", source=pinned.name, sha256=pinned.sha256, files=len(taken), size=size, why=why),)
+    _add_provenance(tree, source, origins)
+    made = _pack(tree, archive.name.replace(old, new, 1), environment, folders, origins, log)
+    shutil.rmtree(scratch)
+    return made
+
+
+def _is_python_of_ours(name: str, source: Path) -> bool:
+    return name.startswith("vllm/") and (source / name).is_file()
+
+
+def _patched_files(source: Path) -> list[str]:
+    receipt = read_receipt(source)
+    return sorted(receipt.first_and_last()) if receipt else []
+
+
+def _pack(
+    tree: Path,
+    name: str,
+    environment: BuildEnvironment,
+    folders: Layout,
+    origins: Sequence[Origin],
+    log: Path,
+) -> Wheel:
     folders.wheels.mkdir(parents=True, exist_ok=True)
     _run([environment.python, "-m", "wheel", "pack", tree, "--dest-dir", folders.wheels], log)
-    made = folders.wheels / built.name
-    shutil.rmtree(scratch)
+    made = folders.wheels / name
     return Wheel(
         path=made.relative_to(CHECKOUT).as_posix(),
         size=made.stat().st_size,

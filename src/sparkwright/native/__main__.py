@@ -1,0 +1,40 @@
+"""`python -m sparkwright.native STAGE`: one step of a build, for a stage of the Dockerfile.
+
+It is not part of the command line, because that needs every room of the package, and a change of any of them would
+compile vLLM again: this needs `pins`, `sources`, `patching`, `audit` and `native` only.
+"""
+
+import argparse
+import sys
+
+from sparkwright.errors import SparkwrightError
+from sparkwright.native.jobs import default_jobs
+from sparkwright.native.stages import STAGES, Stage
+from sparkwright.native.units import UNITS, unit
+from sparkwright.pins import default_line, load_line
+from sparkwright.report import note
+
+
+def main() -> int:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(prog="python -m sparkwright.native", allow_abbrev=False)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--line", default="", help="release line; by default the newest")
+    parser.add_argument("--units", default="native", choices=UNITS, help="what to compile (default: %(default)s)")
+    parser.add_argument("--jobs", default="", help="compilers at once; by default as memory allows")
+    arguments = parser.parse_args()
+    try:
+        stage = Stage(
+            line=load_line(arguments.line or default_line()),
+            unit=unit(arguments.units),
+            jobs=int(arguments.jobs) if arguments.jobs else default_jobs(),
+        )
+        STAGES[arguments.stage](stage)
+    except SparkwrightError as error:
+        note(f"sparkwright: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The steps of a host build one by one, as the Dockerfile's stages run them: each leaves in the layout what it made.
+
+The compiler's stage gets only what compiling reads, so that a change of vLLM's Python compiles nothing again.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sparkwright.audit import raise_on
+from sparkwright.errors import ConfigurationError, InputUnreadableError
+from sparkwright.files import write_json
+from sparkwright.native import build_report
+from sparkwright.native.compiler import HostCompiler
+from sparkwright.native.configure import configuration, find_ccache
+from sparkwright.native.environment import BuildEnvironment, build_environment
+from sparkwright.native.host import Stopwatch, check_toolkit, compile_and_audit
+from sparkwright.native.layout import Layout, layout
+from sparkwright.native.preflight import check_compiler
+from sparkwright.native.source import cutlass_headers, patch, verify
+from sparkwright.native.toolchain import toolchain
+from sparkwright.native.units import Unit
+from sparkwright.native.wheel import make_wheel, take_wheel
+from sparkwright.pins import Line, host_wheel_kind
+from sparkwright.report import note
+from sparkwright.run import run
+from sparkwright.sources import fetch, unpack
+
+COMPILE_INPUTS: Final = ("CMakeLists.txt", "cmake", "csrc")
+"""What CMake and the compilers read of vLLM's tree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a stage works on."""
+
+    line: Line
+    unit: Unit
+    jobs: int
+
+    @property
+    def folders(self) -> Layout:
+        """Where everything lies."""
+        return layout(self.line.name)
+
+    @property
+    def cutlass(self) -> Path:
+        """CUTLASS's headers by themselves."""
+        return self.folders.root / "cutlass"
+
+    @property
+    def vllm(self) -> Path:
+        """VLLM's tree, or the part of it that this stage was given."""
+        found = list(self.folders.vllm.glob("*/CMakeLists.txt"))
+        if len(found) != 1:
+            raise InputUnreadableError(
+                f"{self.folders.vllm} holds no source of vLLM", remedy="run the stage `sources` first"
+            )
+        return found[0].parent
+
+
+def make_toolchain(stage: Stage) -> None:
+    """CUDA's inspection tools, and the environment that compiles; proof: nvcc says its release."""
+    check_toolkit(toolchain())
+    environment, _ = _environment(stage)
+    check_toolkit(environment.cuda_home)
+    print(run([environment.cuda_home / "bin" / "nvcc", "--version"]).splitlines()[-2])
+
+
+def fetch_sources(stage: Stage) -> None:
+    """VLLM's source and CUTLASS's headers; proof: every file had the pinned sha256."""
+    tree = unpack(fetch(stage.line.component("vllm").file("sdist")), stage.folders.vllm, reuse=True)
+    headers = cutlass_headers(stage.line)
+    for folder in ("include", "tools/util/include"):
+        shutil.copytree(headers / folder, stage.cutlass / folder, dirs_exist_ok=True)
+    print(f"{tree.name}, CUTLASS {stage.line.cutlass.version}")
+
+
+def patch_sources(stage: Stage) -> None:
+    """Patch and verify vLLM's tree, then part it: what compiling reads, and the rest."""
+    component = stage.line.component("vllm")
+    examination = patch(stage.vllm, "vllm", component.version)
+    verified = verify(stage.vllm, fetch(component.file("sdist")), "vllm", component.version)
+    compile_inputs, rest = parts(stage)
+    for path in sorted(stage.vllm.iterdir()):
+        target = compile_inputs if path.name in COMPILE_INPUTS else rest
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target / path.name)  # not rename: that does not work between the layers of an image
+    states = [str(finding.status) for finding in examination.findings]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    print(f"{verified} files verified; patches: {counted}")
+
+
+def parts(stage: Stage) -> tuple[Path, Path]:
+    """Where `patch_sources` leaves the compile inputs, and where the rest; both keep the tree's own name."""
+    tree = f"vllm-{stage.line.component('vllm').version}"
+    return stage.folders.root / "compile-inputs" / tree, stage.folders.root / "rest" / tree
+
+
+def compile_native(stage: Stage) -> None:
+    """Compile the unit and audit it; the report is written also when the audit fails."""
+    if stage.unit.name not in stage.line.native_units:
+        raise ConfigurationError(
+            f"unit {stage.unit.name} cannot be compiled for line {stage.line.name}", cause=stage.line.why
+        )
+    environment, compiler = _environment(stage)
+    _, report, failures = compile_and_audit(
+        stage.line,
+        stage.unit,
+        source=stage.vllm,
+        cutlass=stage.cutlass,
+        environment=environment,
+        compiler=compiler,
+        folders=stage.folders,
+        jobs=stage.jobs,
+        watch=Stopwatch(),
+    )
+    write_json(stage.folders.report, report.to_json())
+    build_report.show(report)
+    raise_on(failures)
+
+
+def make_wheel_of(stage: Stage) -> None:
+    """The wheel; of a unit that links no libraries they are the official wheel's, and no GB10 code is in it."""
+    environment, _ = _environment(stage)
+    file = stage.line.component("vllm").file(host_wheel_kind())
+    official = (file, fetch(file))
+    if stage.unit.libraries:
+        how = configuration(
+            line=stage.line,
+            source=stage.vllm,
+            cutlass=stage.cutlass,
+            environment=environment,
+            folders=stage.folders,
+            ccache=find_ccache(),
+        )
+        made = make_wheel(stage.line, how, environment, stage.folders, official=official, jobs=stage.jobs)
+    else:
+        note(f"unit {stage.unit.name} links no library: all of them are the official wheel's. NOT FOR USE on a Spark")
+        made = take_wheel(stage.line, stage.vllm, environment, stage.folders, official=official)
+    print(f"{made.path} {made.size} sha256:{made.sha256}")
+
+
+def _environment(stage: Stage) -> tuple[BuildEnvironment, HostCompiler]:
+    compiler = check_compiler()
+    return build_environment(stage.line, compiler, stage.folders.log("environment")), compiler
+
+
+STAGES: Final[dict[str, Callable[[Stage], None]]] = {
+    "toolchain": make_toolchain,
+    "sources": fetch_sources,
+    "patched": patch_sources,
+    "native": compile_native,
+    "wheel": make_wheel_of,
+}
+"""By the names that the Dockerfile gives its stages."""
