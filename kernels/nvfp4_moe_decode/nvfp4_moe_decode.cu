@@ -1,0 +1,168 @@
+#include "nvfp4_moe_decode/nvfp4_moe_decode.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/launch.cuh"
+#include "common/nvfp4.cuh"
+
+// How the work is cut. A warp owns a few rows of an expert's matrix and walks along them; each lane loads the weights of
+// `kValues` consecutive inputs with one load per row, so that a warp's loads are contiguous and as many are in flight as
+// it has rows. The inputs of these places are loaded once for all rows of the warp. One shuffle reduction ends a row.
+// There is no shared memory and no barrier: what is reused (x, the activated states) is small and stays in the caches.
+
+namespace sparkwright {
+namespace {
+
+constexpr int kWarps = 4;          // in a block
+constexpr int kColumns = 2;        // of the inner width to a warp: as many gate rows and as many up rows
+constexpr int kRows = 4;           // of the down projection to a warp
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// The expert here that choice `pair` goes to, or -1.
+template <typename Id>
+__device__ int64_t expert_of(const MoeDecode &p, int64_t pair) {
+  int64_t expert = static_cast<const Id *>(p.topk_ids)[pair];
+  if (p.expert_map != nullptr) expert = expert >= 0 && expert < p.mapped_experts ? p.expert_map[expert] : -1;
+  return expert >= 0 && expert < p.experts ? expert : -1;
+}
+
+__device__ float warp_sum(float value) {
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
+// The sum over `kValues` places of weight * scale * input, of one row. `first` is the first place's index.
+template <int kValues>
+__device__ float dot(const Packed<kValues> &weights, const uint8_t *scales, ScaleLayout layout, int64_t row, int64_t blocks,
+                     int64_t first, const float (&inputs)[kValues]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int block = 0; block < kValues / 16; ++block) {
+    const float scale = e4m3_to_float(scales[scale_offset(layout, row, first / 16 + block, blocks)]);
+    sum = fmaf(scale, block_dot(weights, block, inputs), sum);
+  }
+  return sum;
+}
+
+template <typename T, typename Id, int kValues>
+__global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p) {
+  const int lane = threadIdx.x % 32;
+  const int64_t groups = (p.inner + kColumns - 1) / kColumns;
+  const int64_t tasks = p.tokens * p.choices * groups;
+  const int64_t blocks = p.hidden / 16;
+  for (int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; task < tasks;
+       task += static_cast<int64_t>(gridDim.x) * kWarps) {
+    const int64_t pair = task / groups;
+    const int64_t expert = expert_of<Id>(p, pair);
+    if (expert < 0) continue;
+    const T *x = static_cast<const T *>(p.x) + pair / p.choices * p.hidden;
+    const uint8_t *weights = p.w13 + expert * 2 * p.inner * (p.hidden / 2);
+    const uint8_t *scales = p.s13 + expert * p.s13_stride;
+
+    // Rows beyond the last column repeat it; their sums are not written.
+    int64_t rows[2 * kColumns];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const int64_t column = min(task % groups * kColumns + i, p.inner - 1);
+      rows[2 * i] = column + (p.up_first ? p.inner : 0);
+      rows[2 * i + 1] = column + (p.up_first ? 0 : p.inner);
+    }
+    float sums[2 * kColumns] = {};
+    for (int64_t first = static_cast<int64_t>(lane) * kValues; first < p.hidden; first += 32 * kValues) {
+      Packed<kValues> packed[2 * kColumns];
+#pragma unroll
+      for (int i = 0; i < 2 * kColumns; ++i) packed[i] = load_packed<kValues>(weights + rows[i] * (p.hidden / 2) + first / 2);
+      float inputs[kValues];
+      load_inputs(x + first, inputs);
+#pragma unroll
+      for (int i = 0; i < 2 * kColumns; ++i) {
+        sums[i] += dot(packed[i], scales, p.layout, rows[i], blocks, first, inputs);
+      }
+    }
+    const float on_input = p.weight_on_input ? p.topk_weights[pair] : 1.0f;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const float gate = warp_sum(sums[2 * i]) * p.g13[2 * expert] * on_input;
+      const float up = warp_sum(sums[2 * i + 1]) * p.g13[2 * expert + 1] * on_input;
+      const int64_t column = task % groups * kColumns + i;
+      if (lane == 0 && column < p.inner) p.workspace[pair * p.inner + column] = gate / (1.0f + expf(-gate)) * up;
+    }
+  }
+}
+
+// A warp sums over all choices of a token, which it lines up one behind the other: with an inner width of 512 a row of
+// one expert has work for half a warp only.
+template <typename T, typename Id, int kValues>
+__global__ void __launch_bounds__(kWarps * 32) down_kernel(const MoeDecode p) {
+  const int lane = threadIdx.x % 32;
+  const int64_t groups = (p.hidden + kRows - 1) / kRows;
+  const int64_t tasks = p.tokens * groups;
+  const int64_t blocks = p.inner / 16;
+  const int64_t loads = p.inner / kValues;  // to a row
+  for (int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; task < tasks;
+       task += static_cast<int64_t>(gridDim.x) * kWarps) {
+    const int64_t token = task / groups;
+    int64_t rows[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) rows[i] = min(task % groups * kRows + i, p.hidden - 1);
+    float sums[kRows] = {};
+    for (int64_t item = lane; item < p.choices * loads; item += 32) {
+      const int64_t pair = token * p.choices + item / loads;
+      const int64_t first = item % loads * kValues;
+      const int64_t expert = expert_of<Id>(p, pair);
+      if (expert < 0) continue;
+      const uint8_t *weights = p.w2 + expert * p.hidden * (p.inner / 2);
+      const uint8_t *scales = p.s2 + expert * p.s2_stride;
+      Packed<kValues> packed[kRows];
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) packed[i] = load_packed<kValues>(weights + rows[i] * (p.inner / 2) + first / 2);
+      float inputs[kValues];
+      load_inputs(p.workspace + pair * p.inner + first, inputs);
+      const float weight = p.g2[expert] * (p.weight_on_input ? 1.0f : p.topk_weights[pair]);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        sums[i] = fmaf(weight, dot(packed[i], scales, p.layout, rows[i], blocks, first, inputs), sums[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const float sum = warp_sum(sums[i]);
+      const int64_t row = task % groups * kRows + i;
+      if (lane == 0 && row < p.hidden) store_output(static_cast<T *>(p.out) + token * p.hidden + row, sum);
+    }
+  }
+}
+
+// A grid's x may hold 2^31 - 1 blocks; the kernels' loops take what is left.
+dim3 grid_for(int64_t tasks) {
+  return dim3(static_cast<unsigned>(std::min<int64_t>((tasks + kWarps - 1) / kWarps, INT32_MAX)));
+}
+
+template <typename T, typename Id>
+void launch_both(const MoeDecode &p, cudaStream_t stream) {
+  const dim3 block(kWarps * 32);
+  const int64_t pairs = p.tokens * p.choices;
+  if (pairs > 0) {
+    const auto kernel = p.hidden % 32 == 0 ? gate_up_kernel<T, Id, 32> : gate_up_kernel<T, Id, 16>;
+    launch("nvfp4_moe_decode gate and up", kernel, grid_for(pairs * ((p.inner + kColumns - 1) / kColumns)), block, 0, stream, p);
+  }
+  const auto kernel = p.inner % 32 == 0 ? down_kernel<T, Id, 32> : down_kernel<T, Id, 16>;
+  launch("nvfp4_moe_decode down", kernel, grid_for(p.tokens * ((p.hidden + kRows - 1) / kRows)), block, 0, stream, p);
+}
+
+}  // namespace
+
+void nvfp4_moe_decode(const MoeDecode &p, cudaStream_t stream) {
+  if (p.tokens == 0) return;
+  const bool bfloat16 = p.activation == Activation16::bfloat16;
+  if (p.ids_are_64_bits) {
+    bfloat16 ? launch_both<__nv_bfloat16, int64_t>(p, stream) : launch_both<__half, int64_t>(p, stream);
+  } else {
+    bfloat16 ? launch_both<__nv_bfloat16, int32_t>(p, stream) : launch_both<__half, int32_t>(p, stream);
+  }
+}
+
+}  // namespace sparkwright
