@@ -222,6 +222,10 @@ def push(
         )
 
 
+def _is_asked() -> bool:
+    return sys.stdin.isatty()
+
+
 def _prune(docker: Docker, line: str, keep: int, *, yes: bool, dry_run: bool) -> tuple[str, ...]:
     old = superseded(held_images(docker, line=line), keep=keep)
     if not old:
@@ -232,7 +236,7 @@ def _prune(docker: Docker, line: str, keep: int, *, yes: bool, dry_run: bool) ->
     if dry_run:
         return ()
     if not yes:
-        if not sys.stdin.isatty():
+        if not _is_asked():
             raise UsageError("nobody is there to be asked whether to remove images", remedy="give --yes")
         typer.confirm(f"Remove these {len(old)}?", abort=True, err=True)
     return remove(docker, old)

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from packaging.specifiers import SpecifierSet
+
 from sparkwright.errors import (
     BuildFailedError,
     CommandFailedError,
@@ -27,6 +29,8 @@ from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, store
 from sparkwright.image.revision import REPOSITORY, Revision, read_revision
 from sparkwright.image.size import require_size
 from sparkwright.native.build_report import pins_digest
+from sparkwright.patching.model import Patch
+from sparkwright.patching.series import COMPONENTS, load_series
 from sparkwright.paths import BUILD, CHECKOUT
 from sparkwright.pins import Line
 from sparkwright.report import note
@@ -102,8 +106,25 @@ def plan(request: Request) -> Plan:
     argv += ["--platform", request.platform, "--tag", reference, "--load", "--provenance=false"]
     argv += ["--progress", request.progress]
     argv += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    argv += ["--label", f"sparkwright.patches={' '.join(series_of(request.line))}"]
     argv += ["--no-cache"] if request.no_cache else []
     return Plan(reference=reference, arguments=arguments, argv=(*argv, str(CHECKOUT)), revision=revision)
+
+
+def series_of(line: Line) -> tuple[str, ...]:
+    """The patches that are meant for the releases of a line; `about` says what each was to this one."""
+    return tuple(
+        f"{named.component}/{named.name}"
+        for component in COMPONENTS
+        for named in load_series(component)
+        if isinstance(named.patch, Patch)
+        and named.patch.variants
+        and SpecifierSet(named.patch.releases).contains(_version(line, component))
+    )
+
+
+def _version(line: Line, component: str) -> str:
+    return next(one.version for one in line.components if one.project.partition("-")[0] == component)
 
 
 def build_image(request: Request) -> ImageRecord:

@@ -77,21 +77,15 @@ class _Pump(threading.Thread):
         self.sent = 0
 
     def run(self) -> None:
-        """Move all of it; when the far side ends early, the rest is read and dropped, so that nobody waits."""
+        """Move all of it; when the far side ends early, close both, so that the program before it ends as well."""
         said = time.monotonic()
-        open_ = True
-        while piece := self._source.read(_PIECE):
-            if open_:
-                try:
-                    self._target.write(piece)
-                    self.sent += len(piece)
-                except BrokenPipeError:
-                    open_ = False
-            if time.monotonic() - said > _NOTE_EVERY:
-                said = time.monotonic()
-                note(f"{self._what}: {self.sent / 1e9:.2f} GB sent")
-        with contextlib.suppress(BrokenPipeError):
-            self._target.close()
+        with self._source, contextlib.suppress(BrokenPipeError), self._target:
+            while piece := self._source.read(_PIECE):
+                self._target.write(piece)
+                self.sent += len(piece)
+                if time.monotonic() - said > _NOTE_EVERY:
+                    said = time.monotonic()
+                    note(f"{self._what}: {self.sent / 1e9:.2f} GB sent")
 
 
 def layers_left_out(layers: Sequence[str], shared: int) -> frozenset[str]:
@@ -164,39 +158,31 @@ def _stream(
     """
     pack, load = compressor
     blobs = frozenset(_BLOBS + layer.partition(":")[2] for layer in left_out)
-    script = f"set -o pipefail; {load}"
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        save = subprocess.Popen(
-            ["docker", "save", record.tag],  # noqa: S607
-            stdout=subprocess.PIPE,
-            env=docker.environment,
-        )
-        processes.append(save)
-        packer = subprocess.Popen(pack, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        processes.append(packer)
-        far = subprocess.Popen(
-            [*SSH, "--", host, f"bash -c {shlex.quote(script)}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        processes.append(far)
-        pump = _Pump(cast("IO[bytes]", packer.stdout), cast("IO[bytes]", far.stdin), f"{record.tag} to {host}")
-        pump.start()
-        broken = ""
+    broken = ""
+    with contextlib.ExitStack() as stack:
+        pipe, script = subprocess.PIPE, f"bash -c {shlex.quote(f'set -o pipefail; {load}')}"
+        saving, sending = ["docker", "save", record.tag], [*SSH, "--", host, script]
+        save = stack.enter_context(subprocess.Popen(saving, stdout=pipe, env=docker.environment))
+        packer = stack.enter_context(subprocess.Popen(pack, stdin=pipe, stdout=pipe))
+        far = stack.enter_context(subprocess.Popen(sending, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT))
         try:
-            filter_archive(cast("IO[bytes]", save.stdout), cast("IO[bytes]", packer.stdin), blobs)
-        except (BrokenPipeError, tarfile.TarError) as error:
-            broken = str(error)
-        cast("IO[bytes]", packer.stdin).close()
-        pump.join()
-        answer = cast("IO[bytes]", far.stdout).read().decode("utf-8", "replace")
-        status = [process.wait() for process in processes]
-    except BaseException:
-        for process in processes:
-            process.kill()
-        raise
+            pump = _Pump(_pipe(packer.stdout), _pipe(far.stdin), f"{record.tag} to {host}")
+            pump.start()
+            try:
+                filter_archive(_pipe(save.stdout), _pipe(packer.stdin), blobs)
+            except (BrokenPipeError, tarfile.TarError) as error:
+                broken = str(error)
+            # What is left in these pipes goes nowhere: docker save ends when nobody reads it.
+            for stream in (save.stdout, packer.stdin):
+                with contextlib.suppress(BrokenPipeError):
+                    _pipe(stream).close()
+            pump.join()
+            answer = _pipe(far.stdout).read().decode("utf-8", "replace")
+            status = [process.wait() for process in (save, packer, far)]
+        except BaseException:
+            for process in (save, packer, far):
+                process.kill()
+            raise
     if any(status) or broken:
         raise CommandFailedError(
             f"carrying {record.tag} to {host} broke off"
@@ -205,6 +191,10 @@ def _stream(
             remedy="run the same command again; the image has no name there yet, so nothing half-done can be started",
         )
     return pump.sent
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    return cast("IO[bytes]", stream)
 
 
 def filter_archive(archive: IO[bytes], to: IO[bytes], left_out: frozenset[str]) -> None:

@@ -44,6 +44,8 @@ def check_image(docker: Docker, found: Mapping[str, Any], *, expected: Mapping[s
         "any command runs": lambda: _command(docker, image),
         "runs as any user, read-only": lambda: _as_nobody(docker, image),
     }
+    if "b12x" in expected.get("REQUIREMENTS", ""):
+        tests["b12x is that of its own package"] = lambda: _b12x(docker, image)
     if has_gpu(docker):
         tests["doctor"] = lambda: _doctor(docker, image)
     else:
@@ -118,7 +120,11 @@ def _about(docker: Docker, image: str, expected: Mapping[str, str]) -> str:
         )
         if held.get(key) != expected[argument]
     ]
-    faults += [f"{patch['name']} is drifted" for patch in held.get("patches", []) if patch.get("status") == "drifted"]
+    faults += [
+        f"{patch['name']} is {patch['status']}"
+        for patch in held.get("patches", [])
+        if patch["status"] not in ("applied", "upstream", "not-applicable")
+    ]
     return "; ".join(faults)
 
 
@@ -148,6 +154,18 @@ def _worker(docker: Docker, image: str) -> str:
 def _command(docker: Docker, image: str) -> str:
     answer = _run(docker, image, "printf", "%s", "as it is").strip()
     return "" if answer == "as it is" else f"it answered {answer!r}"
+
+
+def _b12x(docker: Docker, image: str) -> str:
+    # FlashInfer brings a b12x/__init__.py as well, which leads to a copy of its own.
+    script = (
+        "import base64, hashlib, importlib.metadata as m;"
+        "f = next(f for f in m.files('b12x') if str(f) == 'b12x/__init__.py');"
+        "d = base64.urlsafe_b64encode(hashlib.sha256(f.locate().read_bytes()).digest()).decode().rstrip('=');"
+        "print(d == f.hash.value)"
+    )
+    answer = _run(docker, image, "python", "-c", script).strip()
+    return "" if answer == "True" else "b12x/__init__.py is FlashInfer's"
 
 
 def _as_nobody(docker: Docker, image: str) -> str:

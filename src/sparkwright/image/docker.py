@@ -52,8 +52,8 @@ class Docker:
             raise UnavailableError(
                 "Docker is not installed here: there is no program docker on PATH",
                 cause="DGX OS has it; other systems may not",
-                remedy="install it (Debian, Ubuntu: apt install docker.io docker-buildx); ./build.sh --host needs no Docker,"
-                " and ./build.sh --on user@spark uses that of a Spark",
+                remedy="install it (Debian, Ubuntu: apt install docker.io docker-buildx); ./build.sh --host needs no"
+                " Docker, and ./build.sh --on user@spark uses that of a Spark",
             )
         if self.host:
             require_ssh(self.host)
@@ -109,7 +109,8 @@ def _no_engine(error: Exception, host: str) -> UnavailableError:
     return UnavailableError(
         f"Docker's engine{f' on {host}' if host else ''} does not answer: {last}",
         cause="it is not running, or DOCKER_HOST or the docker context names another one",
-        remedy="start it (sudo systemctl start docker), then run the same command again; ./build.sh --host needs no Docker",
+        remedy="start it (sudo systemctl start docker), then run the same command again;"
+        " ./build.sh --host needs no Docker",
     )
 
 

@@ -79,9 +79,7 @@ def pushable(docker: Docker, line: str, tag: str = "") -> ImageRecord:
     if record.dirty or read_revision().dirty:
         raise UsageError(
             f"{record.tag} is not pushed: "
-            + (
-                "it was made from files that are in no commit" if record.dirty else "the checkout has uncommitted files"
-            ),
+            + ("it was made from uncommitted files" if record.dirty else "the checkout has uncommitted files"),
             cause="nobody else could make the same image again",
             remedy="commit them and run ./build.sh" if record.dirty else "commit them, or take them away",
         )

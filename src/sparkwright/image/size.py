@@ -90,7 +90,8 @@ def layer_of(project: str) -> str:
         return "CUDA libraries and compiler"
     if project in ("torch", "torchvision", "triton"):
         return "torch and Triton"
-    return "vLLM and FlashInfer" if project in ("vllm", "flashinfer-python") else "other packages"
+    # b12x after FlashInfer: both bring b12x/__init__.py, and that of b12x must be the one that stays.
+    return "vLLM and FlashInfer" if project in ("vllm", "flashinfer-python", "b12x") else "other packages"
 
 
 def size_report(line: str) -> SizeReport:
