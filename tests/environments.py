@@ -22,7 +22,7 @@ def environment(lock: str, *, editable: Path | None = None) -> Path:
     contents.update(f"{sys.version} {editable}".encode())
     folder = cache() / "environments" / f"{lock.removesuffix('.txt')}-{contents.hexdigest()[:12]}"
     python, done = folder / "bin/python", folder / "made"
-    with exclusive_lock(folder.with_suffix(".lock"), doing="making the environment", wait=True):
+    with exclusive_lock(folder.with_name(f"{folder.name}.lock"), doing="making the environment", wait=True):
         if not done.exists():
             _make(folder, python, lock, editable)
             write_atomic(done, "")

@@ -30,13 +30,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=64, help="tokens of a sample")
     parser.add_argument("--weights-only", action="store_true", help="leave the activations alone (llm-compressor)")
+    parser.add_argument("--uncalibrated", action="store_true", help="as if there were no data (modelopt)")
     options = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     batches = _batches(tokenizer, _texts(options.data), options.samples, options.length)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
     if options.tool == "modelopt":
-        _modelopt(model, batches, options.output)
+        _modelopt(model, [] if options.uncalibrated else batches, options.output)
     else:
         _llm_compressor(model, batches, options.output, "NVFP4A16" if options.weights_only else "NVFP4")
     tokenizer.save_pretrained(options.output)
@@ -69,7 +70,7 @@ def _modelopt(model: Any, batches: list[torch.Tensor], output: Path) -> None:  #
         for batch in batches:
             quantized(batch)
 
-    mtq.quantize(model, copy.deepcopy(mtq.NVFP4_DEFAULT_CFG), forward_loop=forward_loop)
+    mtq.quantize(model, copy.deepcopy(mtq.NVFP4_DEFAULT_CFG), forward_loop=forward_loop if batches else None)
     with torch.inference_mode():
         export_hf_checkpoint(model, export_dir=output)
 

@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", default="50GB", help="the largest size of one file, as 1MB")
     parser.add_argument("--tied", action="store_true", help="the head is the embedding")
+    parser.add_argument(
+        "--skew", type=float, default=1, help="a power of two that makes inner activations smaller, and nothing else"
+    )
     parser.add_argument("--copies", action="store_true", help="all layers alike, one file each: fast for large models")
     options = parser.parse_args()
     _save_tokenizer(options.folder)
@@ -62,6 +65,12 @@ def main() -> None:
         **ARCHITECTURES[options.architecture],
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("v_proj.weight", "up_proj.weight")):
+                weight.div_(options.skew)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(options.skew)
     model.save_pretrained(options.folder, max_shard_size=options.files)
     if "num_experts" in ARCHITECTURES[options.architecture]:
         _change(options.folder / "config.json", num_experts=config.num_experts)

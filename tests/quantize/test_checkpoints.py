@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from sparkwright.checkpoint.checkpoint import read_checkpoint
 from sparkwright.checkpoint.dequantize import rows
 from sparkwright.checkpoint.inspection import format_name
+from sparkwright.checkpoint.repair import Actions, repair_into
 from sparkwright.checkpoint.verify import verify
 
 if TYPE_CHECKING:
@@ -89,6 +90,16 @@ def test_nothing_is_found_in_a_checkpoint_of_modelopt(modelopt: Make, models: "M
 @pytest.mark.quantizes
 def test_weights_are_read_as_modelopt_reads_them(modelopt: Make, quantizing: "Warm", tmp_path: Path) -> None:
     _is_read_like(quantizing, modelopt("llama"), tmp_path, signs_of_zeros=False)
+
+
+@pytest.mark.quantizes
+def test_a_calibration_that_never_ran_is_found(quantizing: "Warm", models: "Models", tmp_path: Path) -> None:
+    """modelopt without data measures the weights, ends the calibration, and exports without a word."""
+    root = tmp_path / "made"
+    quantizing.run("make_checkpoint.py", models("llama"), root, "--uncalibrated")
+    assert [one.rule.code for one in verify(root).findings] == ["input-scale-missing"]
+    repair_into(root, tmp_path / "ones", Actions(set_input_scale=1.0))
+    assert [one.rule.code for one in verify(tmp_path / "ones").findings] == ["input-scale-ones"]
 
 
 @pytest.mark.long
