@@ -15,18 +15,13 @@ FAILED = 1
 
 def doctor(
     line: Annotated[str | None, typer.Option("--line", help="Release line; the newest when not given.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Leave out reading the machine code of the libraries.")
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")] = False,
 ) -> None:
     """Check the machine, what is installed, and the GPU where there is one.
 
     Ends with 0 when no check failed; warnings and skipped checks are no failures. Ends with 1 when one failed.
     """
-    report = examine(
-        Machine(), load_line(line or default_line()), quick=quick, doing=lambda what: note(f"checking: {what}")
-    )
+    report = examine(Machine(), load_line(line or default_line()), doing=lambda what: note(f"checking: {what}"))
     if json:
         print_json(report.to_json())
     else:

@@ -16,7 +16,7 @@ from sparkwright.doctor.driver import Driver, NoGpuError
 from sparkwright.doctor.host_checks import HOST_CHECKS, clock
 from sparkwright.doctor.machine import Machine
 from sparkwright.doctor.model import Report, Result, failed, passed, shorten, skipped
-from sparkwright.doctor.software_checks import SOFTWARE_CHECKS, machine_code, with_driver
+from sparkwright.doctor.software_checks import SOFTWARE_CHECKS, with_driver
 from sparkwright.errors import CommandFailedError, SparkwrightError
 from sparkwright.pins import Line
 from sparkwright.run import run
@@ -32,16 +32,15 @@ def examine(
     machine: Machine,
     line: Line,
     *,
-    quick: bool = False,
     ask: Callable[[], Driver] = driver.query,
     doing: Callable[[str], object] = lambda _: None,
 ) -> Report:
-    """Run every check; each one ends in a result, whatever goes wrong in it. `quick` leaves out the machine code."""
-    return Report(results=tuple(_results(machine, line, quick=quick, ask=ask, doing=doing)))
+    """Run every check; each one ends in a result, whatever goes wrong in it."""
+    return Report(results=tuple(_results(machine, line, ask=ask, doing=doing)))
 
 
 def _results(
-    machine: Machine, line: Line, *, quick: bool, ask: Callable[[], Driver], doing: Callable[[str], object]
+    machine: Machine, line: Line, *, ask: Callable[[], Driver], doing: Callable[[str], object]
 ) -> Iterator[Result]:
     for host_check in HOST_CHECKS:
         yield _safely(_name(host_check), partial(host_check, machine))
@@ -49,10 +48,7 @@ def _results(
     yield clock({"built": stored.built} if stored else {})
     for check in SOFTWARE_CHECKS:
         doing(_name(check))
-        if quick and check is machine_code:
-            yield skipped("machine code", reason="left out by --quick")
-        else:
-            yield _safely(_name(check), partial(check, machine, line))
+        yield _safely(_name(check), partial(check, machine, line))
     try:
         found = ask()
     except NoGpuError as error:

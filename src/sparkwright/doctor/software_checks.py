@@ -12,9 +12,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
 from sparkwright import paths
-from sparkwright.audit import Container, Readiness, audit
-from sparkwright.audit.disassembler import VARIABLE
+from sparkwright.audit import Readiness
+from sparkwright.audit.disassembler import VARIABLE, find_disassembler
 from sparkwright.doctor import import_probe
+from sparkwright.doctor.code_targets import CodeTargets, code_targets
 from sparkwright.doctor.machine import Machine
 from sparkwright.doctor.model import Result, failed, passed, shorten, skipped, warned
 from sparkwright.errors import CommandFailedError, ConfigurationError, SparkwrightError
@@ -194,26 +195,42 @@ def machine_code(machine: Machine, _line: Line) -> Result:
         return skipped(name, reason=_NOT_INSTALLED)
     if not _has_disassembler(machine):
         return skipped(name, reason=f"cuobjdump and nvdisasm are not here; {VARIABLE} names them")
-    containers: list[Container] = []
-    for path in (package, *([folder] if folder and built(folder) else [])):
-        containers += audit(path).containers
-    shut = [one.path for one in containers if one.readiness is Readiness.NONE]
-    late = [one.path for one in containers if one.readiness is Readiness.JIT]
-    if shut:
+    cuobjdump = find_disassembler().cuobjdump
+    ahead = [one.path for one in built(folder)] if folder else []
+    wrong = [file.stem for file in ahead if not _runs(code_targets(cuobjdump, file))]
+    if wrong:
         return failed(
             name,
-            f"{len(shut)} of {len(containers)} files hold no code for 12.1: {shorten(shut)}",
-            reason="they were compiled for other GPUs, or with a target that leaves FP4 kernels empty",
+            f"FlashInfer modules without code for 12.1: {shorten(wrong)}",
+            reason="FlashInfer loads them without asking which GPU they are for",
+            remedy="remove them, or make them with `sparkwright jit-cache build`",
+        )
+    files = [*sorted(package.rglob("*.so")), *ahead]
+    found = {file.name: targets for file in files if (targets := code_targets(cuobjdump, file))}
+    shut = [file for file, targets in found.items() if targets.readiness is Readiness.NONE]
+    late = [file for file, targets in found.items() if targets.readiness is Readiness.JIT]
+    ready = len(found) - len(shut) - len(late)
+    shown = f"{ready} of {len(found)} libraries hold code for 12.1"
+    if not ready:
+        return failed(
+            name,
+            shown,
+            reason="they were compiled for other GPUs",
             remedy="sparkwright audit PATH shows what is in each",
         )
-    if late:
+    if shut or late:
+        parts = [f"only as PTX: {shorten(late)}" if late else "", f"none: {shorten(shut)}" if shut else ""]
         return warned(
             name,
-            f"{len(containers) - len(late)} files hold code for 12.1, {len(late)} only PTX: {shorten(late)}",
-            reason="the driver compiles them when a kernel is first used, and keeps the result in its cache",
-            remedy="keep CUDA_CACHE_PATH on a volume",
+            f"{shown}; {'; '.join(part for part in parts if part)}",
+            reason="PTX is compiled by the driver at first use, into its cache; a library with none is of no use here",
+            remedy="keep CUDA_CACHE_PATH on a volume; sparkwright audit PATH shows what is in each",
         )
-    return passed(name, f"{len(containers)} files with device code run on 12.1")
+    return passed(name, shown)
+
+
+def _runs(targets: CodeTargets | None) -> bool:
+    return targets is not None and targets.readiness is Readiness.NATIVE
 
 
 def _has_disassembler(machine: Machine) -> bool:
@@ -287,7 +304,7 @@ def flashinfer_modules(machine: Machine, line: Line) -> Result:
     if folder is None:
         return skipped(name, reason="FlashInfer is not installed for this Python")
     try:
-        wanted = {module.name for module in load_modules(line).modules}
+        wanted = [module.name for module in load_modules(line).modules]
     except ConfigurationError as error:
         return skipped(name, reason=error.what)
     ready = {one.name: one.path for one in built(folder)}
@@ -301,7 +318,7 @@ def flashinfer_modules(machine: Machine, line: Line) -> Result:
             reason="FlashInfer loads whatever lies there, without asking which GPU it is for",
             remedy=f"remove them from {folder}, or make them with `sparkwright jit-cache build`",
         )
-    missing = sorted(wanted - ready.keys())
+    missing = [one for one in wanted if one not in ready]
     if missing:
         return warned(
             name,
