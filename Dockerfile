@@ -30,9 +30,24 @@ RUN export DEBIAN_FRONTEND=noninteractive; \
     g++ --version; python3 --version
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 
+# What compiles, from its lock alone: nvcc and its parts, torch, CMake, ninja.
+FROM base AS toolchain
+ARG LINE
+# hadolint ignore=DL3008
+RUN apt-get update -qq; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends ccache; \
+    rm -rf /var/lib/apt/lists/*; \
+    ccache --version
+COPY requirements/build-${LINE}.txt /opt/toolchain.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /opt/toolchain; \
+    /opt/toolchain/bin/pip install --quiet --no-compile --no-deps --require-hashes --requirement /opt/toolchain.txt; \
+    ln -s /opt/toolchain/lib/python3.*/site-packages/nvidia/cu13 /opt/toolchain/cuda; \
+    /opt/toolchain/cuda/bin/nvcc --version
+
 FROM base AS tool
 COPY requirements/sparkwright.txt /opt/sparkwright/requirements/
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/tool; \
     /opt/tool/bin/pip install --quiet --no-compile --no-deps --require-hashes \
         --requirement /opt/sparkwright/requirements/sparkwright.txt; \
@@ -53,18 +68,6 @@ COPY pins/toolchain.toml pins/releases.toml /opt/sparkwright/pins/
 ARG LINE
 COPY pins/${LINE}.toml /opt/sparkwright/pins/
 
-FROM compiling AS toolchain
-# hadolint ignore=DL3008
-RUN apt-get update -qq; \
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends ccache; \
-    rm -rf /var/lib/apt/lists/*; \
-    ccache --version
-COPY requirements/build-${LINE}.txt /opt/sparkwright/requirements/
-COPY patches/cuda /opt/sparkwright/patches/cuda
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
-    --mount=type=cache,target=/opt/cache/downloads \
-    python -m sparkwright.native toolchain --line "$LINE"
-
 FROM compiling AS sources
 RUN --mount=type=cache,target=/opt/cache/downloads \
     python -m sparkwright.native sources --line "$LINE"; \
@@ -82,18 +85,26 @@ FROM toolchain AS native
 ARG LINE
 ARG UNITS
 ARG BUILD_JOBS
+ENV SPARKWRIGHT_ROOT=/opt/sparkwright SPARKWRIGHT_CACHE=/opt/cache PYTHONPATH=/opt/sparkwright/src \
+    PATH=/opt/tool/bin:$PATH
+COPY --from=compiling /opt/tool /opt/tool
+COPY --from=compiling /opt/sparkwright /opt/sparkwright
+COPY patches/cuda /opt/sparkwright/patches/cuda
+COPY requirements/build-${LINE}.txt /opt/sparkwright/requirements/
 COPY --from=sources /opt/sparkwright/build/${LINE}/cutlass /opt/sparkwright/build/${LINE}/cutlass
 COPY --from=patched /opt/sparkwright/build/${LINE}/compile-inputs /opt/sparkwright/build/${LINE}/vllm
 RUN --mount=type=cache,target=/opt/cache/downloads \
     --mount=type=cache,target=/opt/cache/ccache \
-    python -m sparkwright.native native --line "$LINE" --units "$UNITS" --jobs "$BUILD_JOBS"
+    python -m sparkwright.native native --line "$LINE" --toolchain /opt/toolchain --units "$UNITS" \
+        --jobs "$BUILD_JOBS"
 
 FROM native AS wheel
 ARG EXTERNALS
 COPY --from=patched /opt/sparkwright/build/${LINE}/rest /opt/sparkwright/build/${LINE}/vllm
 RUN --mount=type=cache,target=/opt/cache/downloads \
     --mount=type=cache,target=/opt/cache/ccache \
-    python -m sparkwright.native wheel --line "$LINE" --units "$UNITS" --jobs "$BUILD_JOBS"
+    python -m sparkwright.native wheel --line "$LINE" --toolchain /opt/toolchain --units "$UNITS" \
+        --jobs "$BUILD_JOBS"
 
 FROM tool AS layers
 ARG LINE
@@ -106,17 +117,17 @@ RUN python -m sparkwright.image.layers "$REQUIREMENTS" /layers
 # What is locked, in layers by how often it changes, each installed again only when it has changed.
 FROM base AS packages
 RUN python3 -m venv /opt/venv; /opt/venv/bin/python --version
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/cuda,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/torch,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/other,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv; \
     /opt/venv/bin/python -c 'import torch; print(torch.__version__)'
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/flashinfer,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv
 RUN --mount=type=bind,from=tool,source=/opt/tool,target=/opt/tool \

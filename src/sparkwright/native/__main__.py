@@ -6,6 +6,7 @@ compile vLLM again: this needs `pins`, `sources`, `patching`, `audit` and `nativ
 
 import argparse
 import sys
+from pathlib import Path
 
 from sparkwright.errors import SparkwrightError
 from sparkwright.native.jobs import default_jobs
@@ -22,12 +23,14 @@ def main() -> int:
     parser.add_argument("--line", default="", help="release line; by default the newest")
     parser.add_argument("--units", default="native", choices=UNITS, help="what to compile (default: %(default)s)")
     parser.add_argument("--jobs", default="", help="compilers at once; by default as memory allows")
+    parser.add_argument("--toolchain", type=Path, help="an environment with the packages of the line's build lock")
     arguments = parser.parse_args()
     try:
         stage = Stage(
             line=load_line(arguments.line or default_line()),
             unit=unit(arguments.units),
             jobs=int(arguments.jobs) if arguments.jobs else default_jobs(),
+            toolchain=arguments.toolchain,
         )
         STAGES[arguments.stage](stage)
     except SparkwrightError as error:

@@ -11,21 +11,20 @@ from typing import Final
 
 from sparkwright.audit import raise_on
 from sparkwright.errors import ConfigurationError, InputUnreadableError
-from sparkwright.files import write_json
+from sparkwright.files import sha256_file, write_json
 from sparkwright.native import build_report
 from sparkwright.native.compiler import HostCompiler
 from sparkwright.native.configure import configuration, find_ccache
-from sparkwright.native.environment import BuildEnvironment, build_environment
+from sparkwright.native.cuda_home import add_driver_stub, compose
+from sparkwright.native.environment import BuildEnvironment, build_environment, requirements_of
 from sparkwright.native.host import Stopwatch, check_toolkit, compile_and_audit
 from sparkwright.native.layout import Layout, layout
 from sparkwright.native.preflight import check_compiler
 from sparkwright.native.source import cutlass_headers, patch, verify
-from sparkwright.native.toolchain import toolchain
 from sparkwright.native.units import Unit
 from sparkwright.native.wheel import make_wheel, take_wheel
 from sparkwright.pins import Line, host_wheel_kind
 from sparkwright.report import note
-from sparkwright.run import run
 from sparkwright.sources import fetch, unpack
 
 COMPILE_INPUTS: Final = ("CMakeLists.txt", "cmake", "csrc")
@@ -39,6 +38,8 @@ class Stage:
     line: Line
     unit: Unit
     jobs: int
+    toolchain: Path | None = None
+    """An environment with the locked packages; without one it is made in the cache, as on a host."""
 
     @property
     def folders(self) -> Layout:
@@ -59,14 +60,6 @@ class Stage:
                 f"{self.folders.vllm} holds no source of vLLM", remedy="run the stage `sources` first"
             )
         return found[0].parent
-
-
-def make_toolchain(stage: Stage) -> None:
-    """CUDA's inspection tools, and the environment that compiles; proof: nvcc says its release."""
-    check_toolkit(toolchain())
-    environment, _ = _environment(stage)
-    check_toolkit(environment.cuda_home)
-    print(run([environment.cuda_home / "bin" / "nvcc", "--version"]).splitlines()[-2])
 
 
 def fetch_sources(stage: Stage) -> None:
@@ -145,11 +138,16 @@ def make_wheel_of(stage: Stage) -> None:
 
 def _environment(stage: Stage) -> tuple[BuildEnvironment, HostCompiler]:
     compiler = check_compiler()
-    return build_environment(stage.line, compiler, stage.folders.log("environment")), compiler
+    if stage.toolchain is None:
+        environment = build_environment(stage.line, compiler, stage.folders.log("environment"))
+    else:
+        environment = BuildEnvironment(prefix=stage.toolchain, lock=sha256_file(requirements_of(stage.line)))
+        add_driver_stub(compose(environment.cuda_home), compiler)
+    check_toolkit(environment.cuda_home)
+    return environment, compiler
 
 
 STAGES: Final[dict[str, Callable[[Stage], None]]] = {
-    "toolchain": make_toolchain,
     "sources": fetch_sources,
     "patched": patch_sources,
     "native": compile_native,
