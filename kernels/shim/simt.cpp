@@ -104,6 +104,15 @@ class Order {
   std::mt19937 generator_;
 };
 
+// How many blocks of a grid run: all, or at most SIMT_SAMPLE of them, spread evenly, the first and the last among them.
+// It lets a test reach the far end of a grid that would take hours.
+uint64_t blocks_to_run(uint64_t blocks) {
+  const char *set = std::getenv("SIMT_SAMPLE");
+  const uint64_t sample = set == nullptr ? 0 : std::strtoull(set, nullptr, 10);
+  if (set != nullptr && sample < 2) throw Error(std::string("SIMT_SAMPLE is '") + set + "'; it must be a number from 2 on");
+  return set == nullptr ? blocks : std::min(blocks, sample);
+}
+
 class Block {
  public:
   Block(dim3 block, size_t shared_bytes, const std::function<void()> &thread)
@@ -319,8 +328,10 @@ void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, const std::function
   gridDim = grid;
   blockDim = block;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  for (uint64_t turn = 0; turn < blocks; ++turn) {
-    const uint64_t number = order.descending() ? blocks - 1 - turn : turn;
+  const uint64_t turns = blocks_to_run(blocks);
+  for (uint64_t turn = 0; turn < turns; ++turn) {
+    const uint64_t place = order.descending() ? turns - 1 - turn : turn;
+    const uint64_t number = turns == blocks ? place : place * (blocks - 1) / (turns - 1);
     blockIdx = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
                 static_cast<unsigned>(number / grid.x / grid.y)};
     state.run(order);
