@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,14 +63,14 @@ def site(tmp_path: Path) -> Path:
 def machine(tmp_path: Path, site: Path) -> MakeMachine:
     """A machine with these system files."""
 
-    def make(files: Mapping[str, str] | None = None, **given: object) -> Machine:
+    def make(files: Mapping[str, str] | None = None, **given: Any) -> Machine:  # noqa: ANN401  whatever the fields are
         root = tmp_path / "root"
         for name, text in (files or {}).items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
         home = {"HOME": str(tmp_path / "home"), "PATH": "/nowhere"}
-        usual = {"root": root, "environment": home, "installed": Installed((site,)), "architecture": "aarch64"}
-        return Machine(**{"memlock": -1, **usual, **given})
+        usual = Machine(root=root, environment=home, installed=Installed((site,)), architecture="aarch64", memlock=-1)
+        return replace(usual, **given)
 
     return make
 
