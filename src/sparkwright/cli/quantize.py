@@ -1,0 +1,187 @@
+"""`sparkwright quantize`: a BF16 folder in, a verified NVFP4 folder out."""
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from sparkwright.errors import UnavailableError, UsageError
+from sparkwright.quantize.options import Calibration, KvCache, Nodes, Options, Recipe, Uncalibrated
+from sparkwright.quantize.plan import Plan, make_plan
+from sparkwright.quantize.source import read_source
+from sparkwright.report import print_json, print_table
+
+_NEEDED = ("torch", "transformers", "accelerate", "modelopt")
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of the unquantized model.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="New folder for the quantized model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Calibration data: a .jsonl, .parquet or text file, a folder of these, or a hub data set."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 128,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a sample.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Decides the order of the texts.")] = 0,
+    field: Annotated[str | None, typer.Option(help="The field of a row that holds the text.")] = None,
+    split: Annotated[str, typer.Option(help="The split of a hub data set.")] = "train",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Modules to leave as they are, by pattern (*.self_attn.*); repeatable.")
+    ] = None,
+    experts_only: Annotated[
+        bool, typer.Option("--experts-only", help="Quantize the experts of a mixture of experts, nothing else.")
+    ] = False,
+    kv_cache: Annotated[KvCache, typer.Option(help="Scales for the KV cache.")] = KvCache.NONE,
+    uncalibrated_experts: Annotated[
+        Uncalibrated,
+        typer.Option(help="Experts that saw no token: refuse, or take the largest range of the layer's experts."),
+    ] = Uncalibrated.REFUSE,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch; the count may change the last bits.")] = 1,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for hidden states, instead of OUTPUT.")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="Layers between two sure places to resume from; chosen by size.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GB of memory that may be used, instead of what is free.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what is needed and end.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", help="Work on the nodes of a Ray cluster: auto, HOST:PORT, or local for one made here."),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors; by default one for each node.")] = None,
+    shard_layers: Annotated[
+        str | None, typer.Option(help="Layers of each actor, as 40,48; by default as even as possible.")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Parts of the samples that are under way at once on nodes.")] = 8,
+    shared_folder: Annotated[
+        bool, typer.Option("--shared-folder", help="OUTPUT is the same folder on all nodes: nothing is sent.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
+) -> None:
+    """Quantize a model to NVFP4 with modelopt, one layer in memory at a time."""
+    nodes = None
+    if ray is not None:
+        nodes = Nodes(
+            address=ray,
+            shard_layers=_numbers(shard_layers),
+            actors=actors,
+            batches=batches,
+            shared_folder=shared_folder,
+        )
+    elif actors is not None or shard_layers is not None or shared_folder:
+        raise UsageError("--actors, --shard-layers and --shared-folder are for Ray", remedy="add --ray auto")
+    options = Options(
+        source=model,
+        output=output,
+        calibration=Calibration(data=data or "", samples=samples, length=length, seed=seed, field=field, split=split),
+        recipe=Recipe(
+            exclude=tuple(exclude or ()),
+            experts_only=experts_only,
+            kv_cache=kv_cache,
+            uncalibrated_experts=uncalibrated_experts,
+        ),
+        device=device,
+        scratch=scratch,
+        save_every=save_every,
+        threads=threads,
+        resume=resume,
+        nodes=nodes,
+        memory_limit=None if memory is None else int(memory * 1e9),
+    )
+    source = read_source(model)
+    estimate = make_plan(source, options)
+    if plan:
+        if json:
+            print_json(estimate.to_json())
+        else:
+            _show_plan(estimate)
+        estimate.check()
+        return
+    if data is None:
+        raise UsageError("there is no calibration data", remedy="name it: --data texts.jsonl")
+    _require_environment()
+    if not resume:
+        estimate.check()
+    from sparkwright.quantize.run import quantize as run
+    from sparkwright.quantize.run import report_path
+
+    report = run(source, options, estimate)
+    if json:
+        print_json(report)
+    else:
+        _show_report(report, report_path(output))
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise UsageError(f"--shard-layers {text} is not a list of counts", remedy="write it as 40,48")
+    return tuple(int(word) for word in words)
+
+
+def _require_environment() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UnavailableError(
+            f"this Python does not have {', '.join(missing)}",
+            cause="quantizing needs an environment of its own",
+            remedy="python3 -m venv .quantize; "
+            ".quantize/bin/pip install --require-hashes -r requirements/quantize-cuda.txt; "
+            ".quantize/bin/pip install --no-deps --editable . ; .quantize/bin/sparkwright quantize ...",
+        )
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB"
+
+
+def _show_plan(plan: Plan) -> None:
+    print_table(
+        "What the run needs",
+        ("what", "needed", "there is"),
+        [
+            ("memory of a node", _gb(plan.memory), _gb(plan.memory_available)),
+            ("the result", _gb(plan.output), _gb(plan.output_free)),
+            ("scratch files", _gb(plan.scratch), "on the same disk" if plan.one_disk else _gb(plan.scratch_free)),
+        ],
+    )
+    print(
+        f"{plan.layers} layers, the largest of {_gb(plan.largest_layer)}; "
+        f"{plan.parameters / 1e9:.2f} billion parameters; "
+        f"sure places to resume from every {plan.save_every} layers. "
+        "The time is not known before the first layers."
+    )
+
+
+def _show_report(report: dict[str, Any], path: Path) -> None:
+    errors = [one["mean"] for one in report["error_by_layer"].values()]
+    calibration = report["calibration"]
+    print_table(
+        escape(report["output"]),
+        ("what", "value"),
+        [
+            (
+                "quantized",
+                f"{report['quantized_linears']} Linears in {report['layers']} layers, {_gb(report['bytes'])}",
+            ),
+            ("calibrated with", f"{calibration['samples']} samples, {calibration['tokens']:,} tokens"),
+            (
+                "relative L2 error of the weights",
+                f"{sum(errors) / len(errors):.4f} on average, {max(errors):.4f} in the worst layer"
+                if errors
+                else "none",
+            ),
+            ("findings of `checkpoint verify`", len(report["findings"])),
+            ("peak memory", _gb(report["peak_rss_bytes"])),
+            ("time", f"{report['seconds']['all']:.0f} s"),
+            ("report", escape(str(path))),
+        ],
+    )

@@ -1,0 +1,171 @@
+"""Calibration data: texts from a file, a folder or the hub, cut into samples of equal length."""
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sparkwright.errors import InputUnreadableError, UnavailableError, UsageError
+from sparkwright.files import sha256_bytes
+from sparkwright.quantize.options import Calibration
+
+FIELDS: Final = ("text", "messages", "conversations", "content", "article")
+_TEXT_FILES: Final = (".txt", ".md")
+_ROW_FILES: Final = (".jsonl", ".parquet")
+_WINDOW: Final = 10_000  # texts shuffled among each other; the rest of a larger collection is not held in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Token ids by sample; all samples have the same length, so none needs padding."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    texts: int
+
+    @property
+    def sha256(self) -> str:
+        """Of the token ids."""
+        return sha256_bytes(json.dumps(self.tokens).encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "samples": len(self.tokens),
+            "tokens": sum(map(len, self.tokens)),
+            "texts": self.texts,
+            "sha256": self.sha256,
+        }
+
+
+def read_samples(chosen: Calibration, tokenizer: Any) -> Samples:  # noqa: ANN401
+    """Take texts in the order that the seed gives, join their tokens, and cut them into samples.
+
+    Raises:
+        UsageError: there is too little text.
+        InputUnreadableError: a file is missing or not of its kind.
+        UnavailableError: the hub cannot be reached.
+    """
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = list(tokenizer(text).input_ids)
+        end = tokenizer.eos_token_id
+        return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+
+    def say(messages: Any) -> str:  # noqa: ANN401
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+    return pack(shuffled(read_texts(chosen, say), chosen.seed), encode, chosen)
+
+
+def pack(texts: Iterable[str], encode: Callable[[str], list[int]], chosen: Calibration) -> Samples:
+    """Join the tokens of texts and cut them into samples until there are enough."""
+    tokens: list[int] = []
+    wanted, used = chosen.samples * chosen.length, 0
+    for text in texts:
+        tokens += encode(text)
+        used += 1
+        if len(tokens) >= wanted:
+            break
+    if len(tokens) < wanted:
+        raise UsageError(
+            f"{chosen.data} gives {len(tokens):,} tokens, {chosen.samples} samples of {chosen.length} need {wanted:,}",
+            remedy="give more text, or lower --samples or --length",
+        )
+    starts = range(0, wanted, chosen.length)
+    return Samples(tokens=tuple(tuple(tokens[at : at + chosen.length]) for at in starts), texts=used)
+
+
+def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:
+    """Shuffle window by window, always in the same way for the same seed."""
+    source, chance = iter(texts), random.Random(seed)  # noqa: S311 - a repeatable order, not a secret
+    while window := list(itertools.islice(source, _WINDOW)):
+        chance.shuffle(window)
+        yield from window
+
+
+def read_texts(chosen: Calibration, say: Callable[[Any], str]) -> Iterator[str]:
+    """The texts of a file, a folder or a data set of the hub, in their own order."""
+    path = Path(chosen.data)
+    if not path.exists():
+        if path.suffix in (*_TEXT_FILES, *_ROW_FILES) or chosen.data.startswith((".", "/", "~")):
+            raise InputUnreadableError(f"{path} does not exist", remedy="check the spelling of --data")
+        yield from _texts(_hub_rows(chosen), chosen, say)
+        return
+    files = [path]
+    if path.is_dir():
+        files = sorted(one for one in path.rglob("*") if one.suffix in (*_TEXT_FILES, *_ROW_FILES))
+        if not files:
+            raise InputUnreadableError(f"{path} has no .jsonl, .parquet, .txt or .md file")
+    for file in files:
+        if file.suffix in _ROW_FILES:
+            rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+            yield from _texts(rows, chosen, say)
+        else:
+            yield _read(file)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputUnreadableError(f"{path} cannot be read as text: {error}") from error
+
+
+def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise InputUnreadableError(f"{path}, line {number} is no JSON object")
+                yield row
+    except (OSError, ValueError) as error:
+        raise InputUnreadableError(f"{path} cannot be read as JSON lines: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa  # type: ignore[import-not-found]
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputUnreadableError(f"{path} cannot be read as parquet: {error}") from error
+
+
+def _hub_rows(chosen: Calibration) -> Iterator[Mapping[str, Any]]:
+    import datasets  # type: ignore[import-not-found]
+
+    try:
+        yield from datasets.load_dataset(chosen.data, split=chosen.split, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UnavailableError(
+            f"the data set {chosen.data} cannot be read: {error}",
+            cause="there is no file of that name either",
+            remedy="name a local .jsonl, .parquet or text file, or a data set of the hub that can be reached",
+        ) from error
+
+
+def _texts(rows: Iterable[Mapping[str, Any]], chosen: Calibration, say: Callable[[Any], str]) -> Iterator[str]:
+    field = chosen.field
+    for row in rows:
+        field = field or next((name for name in FIELDS if name in row), None)
+        if field is None or field not in row:
+            raise InputUnreadableError(
+                f"{chosen.data}: a row has no field {field or ' or '.join(FIELDS)}",
+                cause=f"its fields are {', '.join(sorted(row)) or 'none'}",
+                remedy="name the field with --field",
+            )
+        value = row[field]
+        if isinstance(value, str):
+            if value.strip():
+                yield value
+        elif isinstance(value, list):
+            yield say(value)

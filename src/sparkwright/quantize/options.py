@@ -1,0 +1,81 @@
+"""What a user can choose, and which of it decides the bytes of the result."""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class KvCache(StrEnum):
+    """How the scales of the KV cache are written."""
+
+    NONE = "none"
+    FP8 = "fp8"
+
+
+class Uncalibrated(StrEnum):
+    """What to do with experts that saw no token of the calibration data."""
+
+    REFUSE = "refuse"
+    SHARE_LAYER_MAX = "share-layer-max"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Which modules become NVFP4."""
+
+    exclude: tuple[str, ...] = ()
+    experts_only: bool = False
+    kv_cache: KvCache = KvCache.NONE
+    uncalibrated_experts: Uncalibrated = Uncalibrated.REFUSE
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report and the digest."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Where the calibration data comes from and how much of it is used."""
+
+    data: str
+    samples: int = 128
+    length: int = 2048
+    seed: int = 0
+    field: str | None = None
+    split: str = "train"
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report and the digest."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """How the layers are spread over Ray actors."""
+
+    address: str
+    shard_layers: tuple[int, ...] = ()
+    actors: int | None = None
+    batches: int = 8
+    cpus_per_actor: float = 1.0
+    shared_folder: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """One run of `sparkwright quantize`."""
+
+    source: Path
+    output: Path
+    calibration: Calibration
+    recipe: Recipe = Recipe()
+    device: str = "auto"
+    scratch: Path | None = None
+    save_every: int | None = None
+    threads: int = 1
+    resume: bool = False
+    nodes: Nodes | None = None
+    memory_limit: int | None = None
+    keep_state: bool = False

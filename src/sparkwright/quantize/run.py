@@ -1,0 +1,246 @@
+"""One run from the unquantized folder to the verified result."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import resource
+import shutil
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch  # type: ignore[import-not-found]
+from safetensors.torch import save
+from transformers import AutoTokenizer  # type: ignore[import-not-found]
+
+from sparkwright import __version__
+from sparkwright.checkpoint.findings import Severity
+from sparkwright.checkpoint.headers import Tensor
+from sparkwright.checkpoint.verify import SAMPLE, Verification, verify
+from sparkwright.errors import BuildFailedError
+from sparkwright.files import exclusive_lock, explain_write_errors, write_atomic, write_json
+from sparkwright.quantize.calibration import Samples, read_samples
+from sparkwright.quantize.display import Display
+from sparkwright.quantize.engine import Architecture, quiet, resolve_device
+from sparkwright.quantize.options import Options
+from sparkwright.quantize.output import (
+    copy_companions,
+    copy_rest,
+    move_settings,
+    shard_name,
+    write_index,
+)
+from sparkwright.quantize.plan import Plan
+from sparkwright.quantize.source import Source
+from sparkwright.quantize.state import begin, end
+from sparkwright.quantize.worker import Range, Worker
+
+_PACKAGES: Final = ("nvidia-modelopt", "transformers", "torch", "safetensors", "ray")
+_SAMPLE_TENSORS: Final = 2000  # with more Linears than this, fewer weights of each are compared
+_WRITTEN_AS: Final = {"torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float32": "F32"}
+
+
+def report_path(output: Path) -> Path:
+    """The report lies beside the result, so that the result depends on nothing but the inputs."""
+    return output.with_name(f"{output.name}.report.json")
+
+
+def quantize(source: Source, options: Options, plan: Plan) -> dict[str, Any]:
+    """Quantize a model; the report.
+
+    Raises:
+        SparkwrightError: whatever made it impossible; the state on the disk lets --resume go on.
+    """
+    torch.set_num_threads(options.threads)
+    output = options.output.absolute()
+    with explain_write_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+    display = Display()
+    with exclusive_lock(output, doing="quantizing"), display.running(), quiet():
+        return _Run(source, options, plan, output, display).go()
+
+
+class _Run:
+    def __init__(self, source: Source, options: Options, plan: Plan, output: Path, display: Display) -> None:
+        self._source, self._options, self._plan = source, options, plan
+        self._output, self._display = output, display
+        self._started = time.time()
+
+    def go(self) -> dict[str, Any]:
+        options, display = self._options, self._display
+        with display.phase("reading calibration data"):
+            tokenizer = AutoTokenizer.from_pretrained(self._source.root)
+            samples = read_samples(options.calibration, tokenizer)
+        identity = self._identity(samples)
+        finished = self._finished(identity)
+        if finished is not None:
+            return finished
+        state = begin(self._output, identity, resume=options.resume)
+        save_samples(state / "samples.safetensors", samples)
+        architecture = Architecture(self._source, resolve_device(options.device))
+        # Before the long part: a recipe that fits no module ends the run here.
+        architecture.quant_config(options.recipe)
+        rest = architecture.rest()
+        if options.nodes is None:
+            nodes: list[dict[str, Any]] = []
+            self._one_process(architecture, samples, state)
+        else:
+            from sparkwright.quantize.cluster import on_nodes
+
+            nodes = on_nodes(
+                self._source, options, self._plan, samples, identity=identity, shard=self._shard, display=display
+            )
+        with display.phase("copying the rest"):
+            self._finish(architecture, rest, state)
+        with display.phase("verifying"):
+            verification = self._verify()
+        report = self._report(architecture, samples, verification, nodes)
+        report["identity"] = identity
+        write_json(report_path(self._output), report)
+        if not options.keep_state:
+            end(self._output)
+        if options.scratch is not None:
+            shutil.rmtree(_scratch(options, state), ignore_errors=True)
+        return report
+
+    def _finished(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        path = report_path(self._output)
+        if not self._options.resume or not path.exists() or not (self._output / "config.json").exists():
+            return None
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return report if report.get("identity") == identity else None
+
+    def _identity(self, samples: Samples) -> dict[str, Any]:
+        options = self._options
+        return {
+            "model": self._source.digest,
+            "calibration data": samples.sha256,
+            "recipe": options.recipe.to_json(),
+            "layers": None if options.nodes is None else list(options.nodes.shard_layers),
+            "batches": 1 if options.nodes is None else options.nodes.batches,
+            "actors": None if options.nodes is None else options.nodes.actors,
+            "device": resolve_device(options.device).partition(":")[0],
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        }
+
+    def _shard(self, layer: int) -> Path:
+        return self._output / shard_name(layer, self._source.layers)
+
+    def _one_process(self, architecture: Architecture, samples: Samples, state: Path) -> None:
+        layers = len(architecture)
+        work = Range(
+            first=0,
+            end=layers,
+            batch_sizes=(len(samples.tokens),),
+            length=self._options.calibration.length,
+            save_every=self._plan.save_every,
+            export_with_last_batch=True,
+        )
+        name = "quantizing"
+        worker = Worker(
+            architecture,
+            self._options.recipe,
+            work,
+            state=state,
+            scratch=_scratch(self._options, state),
+            shard=self._shard,
+            advance=lambda phase, _layer: self._display.advance(name, detail=" layers") if phase == "export" else None,
+        )
+        self._display.expect(name, layers)
+        worker.run(0, lambda: architecture.first_inputs(map(torch.tensor, samples.tokens)))
+        worker.forget_outputs(0)
+        worker.export()
+
+    def _finish(self, architecture: Architecture, rest: dict[str, Tensor], state: Path) -> None:
+        layers = len(architecture)
+        path = self._output / shard_name(layers, layers)
+        types = architecture.types_of(rest)
+        convert = {
+            name: (_WRITTEN_AS[str(dtype)], lambda tensor, dtype=dtype: _converted(tensor, dtype))
+            for name, dtype in types.items()
+            if _WRITTEN_AS.get(str(dtype), rest[name].dtype) != rest[name].dtype
+        }
+        copy_rest(path, rest, convert)
+        write_index(self._output, [shard_name(number, layers) for number in range(layers + 1)])
+        copy_companions(self._source.root, self._output)
+        prepared = state / "settings"
+        with explain_write_errors(prepared):
+            shutil.rmtree(prepared, ignore_errors=True)
+            prepared.mkdir(parents=True)
+            architecture.write_settings(self._options.recipe, prepared)
+        move_settings(prepared, self._output)
+
+    def _verify(self) -> Verification:
+        linears = sum(name.endswith(".weight") for name in self._source.tensors)
+        sample = SAMPLE if linears <= _SAMPLE_TENSORS else SAMPLE // 16
+        found = verify(self._output, against=self._source.root, sample=sample)
+        wrong = [one for one in found.findings if one.rule.severity is Severity.ERROR]
+        if wrong:
+            raise BuildFailedError(
+                f"the result would not serve: {', '.join(sorted({one.rule.code for one in wrong}))}",
+                remedy=f"sparkwright checkpoint verify {self._output} --against {self._source.root} says more",
+            )
+        return found
+
+    def _report(
+        self,
+        architecture: Architecture,
+        samples: Samples,
+        verification: Verification,
+        nodes: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        errors: dict[int, list[float]] = defaultdict(list)
+        prefix = f"{architecture.prefix}."
+        for one in verification.differences:
+            number = one.module.removeprefix(prefix).partition(".")[0]
+            if one.module.startswith(prefix) and number.isdecimal() and one.error > 0:
+                errors[int(number)].append(one.error)
+        quantized = [
+            name.removesuffix(".weight_scale_2")
+            for name in verification.checkpoint.tensors
+            if name.endswith(".weight_scale_2")
+        ]
+        return {
+            "source": {"directory": str(self._source.root), "index_sha256": self._source.index_sha256},
+            "output": str(self._output),
+            "architecture": architecture.class_name,
+            "layers": len(architecture),
+            "quantized_linears": len(quantized),
+            "bytes": verification.checkpoint.size,
+            "recipe": self._options.recipe.to_json(),
+            "calibration": {**self._options.calibration.to_json(), **samples.to_json()},
+            "left_out": architecture.left_out(),
+            "device": resolve_device(self._options.device),
+            "versions": {"sparkwright": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "error_by_layer": {
+                str(number): {"mean": sum(all_) / len(all_), "worst": max(all_)}
+                for number, all_ in sorted(errors.items())
+            },
+            "findings": [one.to_json() for one in verification.findings],
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "nodes": nodes,
+            "seconds": self._display.seconds | {"all": time.time() - self._started},
+        }
+
+
+def _scratch(options: Options, state: Path) -> Path:
+    if options.scratch is None:
+        return state / "activations"
+    # Two runs may share one scratch folder.
+    of_this_run = hashlib.sha256(os.fsencode(options.output.absolute())).hexdigest()[:12]
+    return options.scratch.absolute() / f"quantize-{of_this_run}"
+
+
+def _converted(tensor: Tensor, dtype: Any) -> bytes:  # noqa: ANN401
+    with tensor.path.open("rb") as stream:
+        stream.seek(tensor.offset)
+        content = bytearray(stream.read(tensor.nbytes))
+    stored = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[tensor.dtype]
+    return bytes(torch.frombuffer(content, dtype=stored).to(dtype).view(torch.uint8).numpy())
+
+
+def save_samples(path: Path, samples: Samples) -> None:
+    """Keep the token ids, so that another tool can calibrate with the same."""
+    write_atomic(path, save({"input_ids": torch.tensor(samples.tokens)}))

@@ -1,0 +1,80 @@
+"""What a run leaves on the disk so that it can go on after any interruption: JSON and safetensors only."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sparkwright.checkpoint.checkpoint import STATE
+from sparkwright.errors import InputUnreadableError, UsageError
+from sparkwright.files import write_json
+
+FOLDER: Final = f"{STATE}/quantize"
+_RUN: Final = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a range of layers stands: the next layer of a batch, whose inputs are in a file of that name."""
+
+    batch: int
+    layer: int
+
+    @property
+    def file(self) -> str:
+        """The name of the file with the inputs of the layer."""
+        return f"batch-{self.batch:04}-layer-{self.layer:05}.bin"
+
+
+def read_position(path: Path) -> Position | None:
+    """The last position that was reached; None at the very beginning."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Position(batch=int(found["batch"]), layer=int(found["layer"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputUnreadableError(f"{path} is damaged: {error}", remedy="start anew, in another folder") from error
+
+
+def write_position(path: Path, position: Position) -> None:
+    """Note that all before `position` is done."""
+    write_json(path, {"batch": position.batch, "layer": position.layer})
+
+
+def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
+    """The folder of the run's state in the output folder; a new run must find the output empty, a resumed one its own.
+
+    Raises:
+        UsageError: the output holds something else, or a run with other inputs.
+    """
+    folder = output / FOLDER
+    path = folder / _RUN
+    if path.exists():
+        if not resume:
+            raise UsageError(
+                f"{output} holds a run that did not come to its end",
+                remedy="add --resume to go on with it, or remove the folder to start anew",
+            )
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
+        if changed:
+            raise UsageError(
+                f"{output} holds a run with other inputs: {', '.join(changed)} changed",
+                cause="what is quantized already would not match the rest",
+                remedy="give the same model, data and options as before, or remove the folder to start anew",
+            )
+        return folder
+    if output.is_dir() and any(one.name != STATE for one in output.iterdir()):
+        raise UsageError(f"{output} is not empty", remedy="name a new folder for the result")
+    write_json(path, identity)
+    return folder
+
+
+def end(output: Path) -> None:
+    """Remove the state of a run that came to its end."""
+    shutil.rmtree(output / FOLDER)
+    if not any((output / STATE).iterdir()):
+        (output / STATE).rmdir()
