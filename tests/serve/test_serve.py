@@ -150,7 +150,7 @@ def test_the_smoke_test_ends_a_server_without_input_scales(servers: dict[str, St
     assert "the smoke test failed, the server is stopped" in server.output
     health = server.health()
     assert (health.returncode, "the smoke test failed" in health.stdout) == (1, True), health.stdout
-    assert server.members() == []
+    until(lambda: server.members() == [], 10, lambda: f"{server.members()} are left")
 
 
 @pytest.mark.parametrize("name", ["bf16", "nvfp4"])
@@ -159,4 +159,4 @@ def test_sigterm_ends_it(servers: dict[str, Started], name: str) -> None:
     server.wait_healthy()
     assert server.stop() < 10
     assert server.process.returncode == 0
-    assert server.members() == []
+    until(lambda: server.members() == [], 10, lambda: f"{server.members()} are left")
