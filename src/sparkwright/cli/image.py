@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sparkwright.errors import UnavailableError, UsageError
+from sparkwright.errors import ConfigurationError, UnavailableError, UsageError
 from sparkwright.image.build import EXTRAS, Request, build_image, plan
 from sparkwright.image.docker import Docker
-from sparkwright.image.inventory import make_inventory, write_inventory
+from sparkwright.image.inventory import load_inventory, make_inventory, write_inventory
+from sparkwright.image.licences import notice_differences, stated_licences, write_notice
 from sparkwright.image.listing import held_images, remove, superseded
 from sparkwright.image.push import Delivery, check_destinations, deliver, pushable
-from sparkwright.image.record import latest_path
+from sparkwright.image.record import latest_path, sbom_path
 from sparkwright.image.reproduce import compare_with_rebuild
 from sparkwright.image.size import size_report
 from sparkwright.paths import CHECKOUT
@@ -132,6 +133,7 @@ def build_with_docker(request: Request, *, dry_run: bool, verify_reproducible: b
     if json:
         print_json(record.model_dump(mode="json") | {"tested": record.tested, "differences": differences})
         return
+    sbom = sbom_path(record.line, record.tag)
     print_table(
         f"{record.tag}: {record.size / 1e9:.2f} GB, {record.seconds / 60:.0f} min",
         ("layer made by", "MB"),
@@ -139,6 +141,7 @@ def build_with_docker(request: Request, *, dry_run: bool, verify_reproducible: b
     )
     print_table("Tests", ("test", "result"), [(one.name, "passed") for one in record.checks])
     note(f"the report is {latest_path(record.line).relative_to(CHECKOUT)}")
+    note(f"the bill of materials is {sbom.relative_to(CHECKOUT)}")
     if differences:
         print_table("A second build differs in", ("layer", "what"), differences)
     elif differences is not None:
@@ -249,3 +252,22 @@ def inventory(
     """Read sizes and licences of the locked aarch64 wheels from the package index and store them; for maintainers."""
     pins = load_line(line or default_line())
     note(f"wrote {write_inventory(make_inventory(pins)).relative_to(CHECKOUT)}")
+
+
+@app.command()
+def licences(
+    write: Annotated[bool, typer.Option("--write", help="Make the list in NOTICE anew; for maintainers.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show the licence that each locked package of the image states; ends with 78 when NOTICE lists others."""
+    if write:
+        write_notice()
+    found = stated_licences(load_inventory(default_line()))
+    if json:
+        print_json(
+            [{"project": project, "version": version, "licence": licence} for project, version, licence in found]
+        )
+    elif not write:
+        print_table("Licences of the packages in the image", ("package", "version", "licence"), found)
+    for sentence in notice_differences():
+        raise ConfigurationError(f"NOTICE: {sentence}")

@@ -27,6 +27,7 @@ from sparkwright.image.inventory import lock_name
 from sparkwright.image.preflight import SPARK_PLATFORM, Machine, examine, require
 from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, store
 from sparkwright.image.revision import REPOSITORY, Revision, read_revision
+from sparkwright.image.sbom import write_sbom
 from sparkwright.image.size import require_size
 from sparkwright.native.build_report import pins_digest
 from sparkwright.patching.model import Patch
@@ -154,6 +155,7 @@ def build_image(request: Request) -> ImageRecord:
                 cause="the image does not do what it is for; push.sh refuses it",
                 remedy=f"the whole list is in {BUILD / request.line.name / 'image.json'}",
             )
+        write_sbom(request.docker, record)
         _require_size(record, machine)
         return record
 

@@ -22,7 +22,7 @@ from sparkwright.files import exclusive_lock
 from sparkwright.image import build, record
 from sparkwright.image.build import Request, build_image, explain, plan
 from sparkwright.image.preflight import DISK_BYTES, SPARK_PLATFORM, Machine, require
-from sparkwright.image.record import latest_path, load_record
+from sparkwright.image.record import latest_path, load_record, sbom_path
 from sparkwright.pins import load_line
 
 REQUEST = Request(line=load_line(LINE))
@@ -49,6 +49,8 @@ def spark(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     programs.answer("docker history", "{{.Size}}", out="0\tENV A=b\n1000\tRUN one\n2000\tFROM base\n")
     programs.answer("docker run", "--dry-run serve", out=planned)
     programs.answer("docker run", "about --json", out=json.dumps({"image": held, "caches": []}))
+    programs.answer("docker run", "importlib.metadata", out=json.dumps([["torch", "2.14.0", "License: BSD"]]))
+    programs.answer("docker run", "dpkg-query", out="libc6\t2.39-0ubuntu8\tarm64\n")
     programs.answer("docker run", "printf", out="as it is")
     programs.answer("docker run", "ray-worker", status=78, err="sparkwright: HEAD_IP is not set")
     return programs
@@ -62,6 +64,11 @@ def test_a_good_image_is_built_tested_and_recorded(spark: Programs) -> None:
     stored = json.loads(latest_path(LINE).read_text())
     assert stored["tested"] is True
     assert load_record(latest_path(LINE)) == made
+    components = json.loads(sbom_path(LINE, TAG).read_text())["components"]
+    assert {one["purl"] for one in components} == {
+        "pkg:deb/ubuntu/libc6@2.39-0ubuntu8?arch=arm64",
+        "pkg:pypi/torch@2.14.0",
+    }
     assert spark.calls("buildx", "build")
 
 
