@@ -85,8 +85,6 @@ def test_the_stored_inventory_is_that_of_the_lock() -> None:
     assert inventory.differences() == ()
     lock = read_lock(paths.REQUIREMENTS / lock_name(LINE), SPARK)
     hashes: dict[str, frozenset[str]] = {one.project: one.sha256 for one in lock}
-        one.project: one.sha256 for one in read_lock(paths.REQUIREMENTS / lock_name(LINE), SPARK)
-    }
     official = load_line(LINE).component("vllm").file("wheel-aarch64")
     for entry in inventory.entries:
         assert entry.sha256 in hashes.get(entry.project, frozenset({official.sha256})), entry.project
