@@ -104,7 +104,7 @@ COPY --from=patched /opt/sparkwright/build/${LINE}/rest /opt/sparkwright/build/$
 RUN --mount=type=cache,target=/opt/cache/downloads \
     --mount=type=cache,target=/opt/cache/ccache \
     python -m sparkwright.native wheel --line "$LINE" --toolchain /opt/toolchain --units "$UNITS" \
-        --jobs "$BUILD_JOBS"
+        --jobs "$BUILD_JOBS" --externals "$EXTERNALS"
 
 FROM tool AS layers
 ARG LINE
@@ -113,6 +113,12 @@ COPY pins /opt/sparkwright/pins
 COPY requirements /opt/sparkwright/requirements
 COPY src /opt/sparkwright/src
 RUN python -m sparkwright.image.layers "$REQUIREMENTS" /layers
+
+# The series of what is installed rather than built here.
+FROM compiling AS series
+COPY patches/cuda /opt/sparkwright/patches/cuda
+COPY patches/flashinfer /opt/sparkwright/patches/flashinfer
+COPY cuda_headers /opt/sparkwright/cuda_headers
 
 # What is locked, in layers by how often it changes, each installed again only when it has changed.
 FROM base AS packages
@@ -130,14 +136,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/flashinfer,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv
-RUN --mount=type=bind,from=tool,source=/opt/tool,target=/opt/tool \
-    --mount=type=bind,source=src,target=/opt/sparkwright/src \
-    --mount=type=bind,source=pins,target=/opt/sparkwright/pins \
-    --mount=type=bind,source=patches,target=/opt/sparkwright/patches \
-    --mount=type=bind,source=cuda_headers,target=/opt/sparkwright/cuda_headers \
-    --mount=type=bind,source=tuning_configs,target=/opt/sparkwright/tuning_configs \
-    SPARKWRIGHT_ROOT=/opt/sparkwright PYTHONPATH=/opt/sparkwright/src \
-    /opt/tool/bin/python -m sparkwright.image.prepare /opt/venv; \
+ARG LINE
+RUN --mount=type=bind,from=series,source=/opt,target=/mnt \
+    SPARKWRIGHT_ROOT=/mnt/sparkwright PYTHONPATH=/mnt/sparkwright/src \
+    /mnt/tool/bin/python -m sparkwright.native packages --line "$LINE" --toolchain /opt/venv; \
     ln -s /opt/venv/lib/python3.*/site-packages/nvidia/cu13 /usr/local/cuda; \
     /usr/local/cuda/bin/nvcc --version
 ENV PATH=/opt/venv/bin:/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
@@ -145,19 +147,13 @@ ENV PATH=/opt/venv/bin:/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/s
     FLASHINFER_CUDA_ARCH_LIST=12.1a
 
 FROM packages AS jit-cache
-ARG LINE
 ARG JIT_MODULES
 ARG BUILD_JOBS
-RUN --mount=type=bind,from=tool,source=/opt/tool,target=/opt/tool \
-    --mount=type=bind,source=src,target=/opt/sparkwright/src \
-    --mount=type=bind,source=pins,target=/opt/sparkwright/pins \
-    --mount=type=bind,source=patches,target=/opt/sparkwright/patches \
-    --mount=type=bind,source=cuda_headers,target=/opt/sparkwright/cuda_headers \
-    --mount=type=bind,source=tuning_configs,target=/opt/sparkwright/tuning_configs \
+RUN --mount=type=bind,from=series,source=/opt,target=/mnt \
     --mount=type=cache,target=/opt/cache \
-    SPARKWRIGHT_ROOT=/opt/sparkwright SPARKWRIGHT_CACHE=/opt/cache PYTHONPATH=/opt/sparkwright/src \
-    /opt/tool/bin/python -m sparkwright jit-cache build --line "$LINE" --python /opt/venv/bin/python \
-        --modules "$JIT_MODULES" ${BUILD_JOBS:+--jobs "$BUILD_JOBS"}; \
+    SPARKWRIGHT_ROOT=/mnt/sparkwright SPARKWRIGHT_CACHE=/opt/cache PYTHONPATH=/mnt/sparkwright/src \
+    /mnt/tool/bin/python -m sparkwright.native jit-cache --line "$LINE" --toolchain /opt/venv \
+        --modules "$JIT_MODULES" --jobs "$BUILD_JOBS"; \
     mkdir /modules; \
     cp -a /opt/venv/lib/python3.*/site-packages/flashinfer/data/aot /modules/
 

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Final
 
 from sparkwright.audit import raise_on
-from sparkwright.errors import ConfigurationError, InputUnreadableError
+from sparkwright.errors import ConfigurationError, InputUnreadableError, UsageError
 from sparkwright.files import sha256_file, write_json
-from sparkwright.native import build_report
+from sparkwright.native import build_report, jit_build
 from sparkwright.native.compiler import HostCompiler
 from sparkwright.native.configure import configuration, find_ccache
 from sparkwright.native.cuda_home import add_driver_stub, compose
 from sparkwright.native.environment import BuildEnvironment, build_environment, requirements_of
 from sparkwright.native.host import Stopwatch, check_toolkit, compile_and_audit
+from sparkwright.native.jit_modules import choose, load_modules
+from sparkwright.native.jobs import default_jobs
 from sparkwright.native.layout import Layout, layout
 from sparkwright.native.preflight import check_compiler
+from sparkwright.native.prepare import prepare
 from sparkwright.native.source import cutlass_headers, patch, verify
 from sparkwright.native.units import Unit
 from sparkwright.native.wheel import make_wheel, take_wheel
@@ -37,7 +40,10 @@ class Stage:
 
     line: Line
     unit: Unit
-    jobs: int
+    jobs: int | None
+    """Compilers at once; as memory allows when it is None."""
+    modules: tuple[str, ...] = ()
+    """FlashInfer's modules to compile; all of the list when none is named."""
     toolchain: Path | None = None
     """An environment with the locked packages; without one it is made in the cache, as on a host."""
 
@@ -107,7 +113,7 @@ def compile_native(stage: Stage) -> None:
         environment=environment,
         compiler=compiler,
         folders=stage.folders,
-        jobs=stage.jobs,
+        jobs=stage.jobs or default_jobs(),
         watch=Stopwatch(),
     )
     write_json(stage.folders.report, report.to_json())
@@ -129,11 +135,31 @@ def make_wheel_of(stage: Stage) -> None:
             folders=stage.folders,
             ccache=find_ccache(),
         )
-        made = make_wheel(stage.line, how, environment, stage.folders, official=official, jobs=stage.jobs)
+        made = make_wheel(
+            stage.line, how, environment, stage.folders, official=official, jobs=stage.jobs or default_jobs()
+        )
     else:
         note(f"unit {stage.unit.name} links no library: all of them are the official wheel's. NOT FOR USE on a Spark")
         made = take_wheel(stage.line, stage.vllm, environment, stage.folders, official=official)
     print(f"{made.path} {made.size} sha256:{made.sha256}")
+
+
+def prepare_packages(stage: Stage) -> None:
+    """A CUDA_HOME and a patched FlashInfer in the environment that serves."""
+    print(prepare(_given(stage), stage.line))
+
+
+def compile_modules(stage: Stage) -> None:
+    """FlashInfer's modules, compiled ahead for the environment that serves."""
+    chosen = choose(load_modules(stage.line), stage.modules)
+    report = jit_build.build(stage.line, chosen, python=_given(stage) / "bin" / "python", jobs=stage.jobs)
+    print(", ".join(f"{one.name} ({', '.join(one.targets)})" for one in report.modules))
+
+
+def _given(stage: Stage) -> Path:
+    if stage.toolchain is None:
+        raise UsageError("this stage works on an environment", remedy="name it: --toolchain FOLDER")
+    return stage.toolchain
 
 
 def _environment(stage: Stage) -> tuple[BuildEnvironment, HostCompiler]:
@@ -152,5 +178,7 @@ STAGES: Final[dict[str, Callable[[Stage], None]]] = {
     "patched": patch_sources,
     "native": compile_native,
     "wheel": make_wheel_of,
+    "packages": prepare_packages,
+    "jit-cache": compile_modules,
 }
 """By the names that the Dockerfile gives its stages."""

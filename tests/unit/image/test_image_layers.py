@@ -57,7 +57,7 @@ def test_what_is_to_lose_files_must_be_there(tmp_path: Path) -> None:
 
 
 def install(layer: Path, environment: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, layer / "install_layer.py", layer, environment]
+    command: list[str | Path] = [sys.executable, layer / "install_layer.py", layer, environment]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
