@@ -3,20 +3,27 @@
 import contextlib
 import json
 import os
+import random
 import re
 import signal
+import string
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from tests.environments import environment
 
+from sparkwright.checkpoint.checkpoint import read_checkpoint
+from sparkwright.checkpoint.dequantize import chunks
+from sparkwright.files import sha256_file
 from sparkwright.paths import CHECKOUT
+from sparkwright.run import run
 
 HERE = Path(__file__).parent
+SAMPLES, LENGTH = 8, 64
 MODELOPT = ("transformers.models.auto.modeling_auto", "modelopt.torch.quantization", "modelopt.torch.export")
 
 
@@ -61,7 +68,7 @@ class Warm:
         self._waiting: list[Job] = []
         self._count = 0
         self._log = (folder / "warm.log").open("wb")
-        environment_ = {
+        self.environment = {
             "PATH": f"{python.parent}:{os.environ['PATH']}",
             "HOME": str(folder),
             "HF_HUB_OFFLINE": "1",
@@ -70,7 +77,7 @@ class Warm:
         }
         self._process = subprocess.Popen(
             [python, HERE / "warm.py", *modules],
-            env=environment_,
+            env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -117,6 +124,10 @@ class Warm:
         status = job.wait()
         assert status == 0, f"{job.argv} ended with {status}\n{job.output[-6000:]}"
         return job.output
+
+    def tool(self, *words: str | Path) -> str:
+        """Run the Python of this environment anew; what it wrote."""
+        return run([self.python, *words], env=self.environment)
 
     def close(self) -> None:
         """End the interpreter; its children must have ended before."""
@@ -178,7 +189,50 @@ def models(quantizing: Warm, tmp_path_factory: pytest.TempPathFactory) -> Models
     return Models(quantizing, tmp_path_factory.mktemp("models"))
 
 
-def read_json(path: Path) -> Mapping[str, object]:
-    """A JSON object."""
-    value: Mapping[str, object] = json.loads(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibration data: random words, enough for SAMPLES of LENGTH tokens."""
+    chance = random.Random(7)
+    file = tmp_path_factory.mktemp("data") / "texts.jsonl"
+    words = ["".join(chance.choices(string.ascii_letters + string.digits, k=chance.randint(1, 9))) for _ in range(400)]
+    lines = [json.dumps({"text": " ".join(chance.choices(words, k=30))}) for _ in range(SAMPLES)]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Every tensor of a checkpoint: type, shape and bytes."""
+    return {
+        name: (tensor.dtype, tensor.shape, b"".join(piece.tobytes() for piece in chunks(tensor)))
+        for name, tensor in read_checkpoint(folder).tensors.items()
+    }
+
+
+def settings(folder: Path, name: str) -> dict[str, object]:
+    """A JSON file of a checkpoint."""
+    value: dict[str, object] = json.loads((folder / name).read_text(encoding="utf-8"))
     return value
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The sha256 of each file of a result by its name."""
+    return {str(one.relative_to(folder)): sha256_file(one) for one in sorted(folder.rglob("*")) if one.is_file()}
+
+
+Quantize = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def quantize(quantizing: Warm, data: Path) -> Quantize:
+    """Run `sparkwright quantize SOURCE OUTPUT` with the calibration data and further options."""
+
+    def perform(source: Path, output: Path, *options: str) -> str:
+        return quantizing.run("sparkwright", *command(source, output, data), *options)
+
+    return perform
+
+
+def command(source: Path, output: Path, data: Path) -> list[str]:
+    """The words of `sparkwright quantize` for a tiny model."""
+    counts = ["--samples", str(SAMPLES), "--length", str(LENGTH)]
+    return ["quantize", str(source), str(output), "--data", str(data), *counts, "--device", "cpu"]

@@ -6,7 +6,6 @@ writes compressed-tensors' format.
 
 import argparse
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--tool", choices=["modelopt", "llm-compressor"], default="modelopt")
-    parser.add_argument("--data", type=Path, help="a .jsonl file with a `text` in each line")
+    parser.add_argument("--data", type=Path, help="calibrate with the samples that `sparkwright quantize` would take")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=64, help="tokens of a sample")
     parser.add_argument("--weights-only", action="store_true", help="leave the activations alone (llm-compressor)")
@@ -34,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    batches = _batches(tokenizer, _texts(options.data), options.samples, options.length)
+    batches = _batches(tokenizer, options.data, options.samples, options.length)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
     if options.tool == "modelopt":
         _modelopt(model, [] if options.uncalibrated else batches, options.output)
@@ -43,15 +42,14 @@ def main() -> None:
     tokenizer.save_pretrained(options.output)
 
 
-def _texts(data: Path | None) -> list[str]:
-    if data is None:
-        return [_TEXT]
-    return [json.loads(line)["text"] for line in data.read_text(encoding="utf-8").splitlines()]
+def _batches(tokenizer: Any, data: Path | None, samples: int, length: int) -> list[torch.Tensor]:  # noqa: ANN401
+    if data is not None:
+        from sparkwright.quantize.calibration import read_samples
+        from sparkwright.quantize.options import Calibration
 
-
-def _batches(tokenizer: Any, texts: list[str], samples: int, length: int) -> list[torch.Tensor]:  # noqa: ANN401
-    """Samples of equal length, cut one after another from all texts joined; from the start again when they end."""
-    tokens = tokenizer("\n".join(texts)).input_ids
+        chosen = Calibration(data=str(data), samples=samples, length=length)
+        return [torch.tensor([one]) for one in read_samples(chosen, tokenizer).tokens]
+    tokens = tokenizer(_TEXT).input_ids
     tokens *= -(-samples * length // len(tokens))
     return [torch.tensor([tokens[at * length : (at + 1) * length]]) for at in range(samples)]
 

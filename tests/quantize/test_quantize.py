@@ -1,0 +1,113 @@
+"""The result does not depend on how it was made: by modelopt at once, layer by layer, or over several Ray actors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, contents, settings, tensors
+from tests.serve.conftest import free_port
+
+from sparkwright.checkpoint.verify import verify
+
+if TYPE_CHECKING:
+    from tests.quantize.conftest import Models, Warm
+
+pytestmark = pytest.mark.quantizes
+
+ARCHITECTURES = ("llama", "mistral", "qwen3", "qwen3_moe")
+
+
+class Made:
+    """The same model quantized in different ways, each made once."""
+
+    def __init__(self, warm: "Warm", models: "Models", quantize: Quantize, data: Path, folder: Path) -> None:
+        self._warm, self.models, self._quantize, self._data, self._folder = warm, models, quantize, data, folder
+
+    def at_once(self, architecture: str) -> Path:
+        """By modelopt's own flow, the whole model in memory."""
+        made = self._folder / f"{architecture}-at-once"
+        if not made.exists():
+            counts = ("--samples", str(SAMPLES), "--length", str(LENGTH))
+            self._warm.run("make_checkpoint.py", self.models(architecture), made, "--data", self._data, *counts)
+        return made
+
+    def by_layer(self, architecture: str) -> Path:
+        """By `sparkwright quantize` in one process."""
+        made = self._folder / f"{architecture}-by-layer"
+        if not made.exists():
+            self._quantize(self.models(architecture), made)
+        return made
+
+
+@pytest.fixture(scope="module")
+def made(
+    quantizing: "Warm", models: "Models", quantize: Quantize, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    return Made(quantizing, models, quantize, data, tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def ray_address(quantizing: "Warm") -> Iterator[str]:
+    """A Ray cluster of this machine; its workers start from the quantizer's own Python."""
+    port = free_port()
+    ray = ("-m", "ray.scripts.scripts")
+    quantizing.tool(
+        *ray, "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+        "--include-dashboard=false", "--disable-usage-stats",
+    )  # fmt: skip
+    yield f"127.0.0.1:{port}"
+    quantizing.tool(*ray, "stop", "--force")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layer_by_layer_gives_the_tensors_of_modelopt(made: Made, architecture: str) -> None:
+    expected, found = tensors(made.at_once(architecture)), tensors(made.by_layer(architecture))
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layer_by_layer_gives_the_settings_of_modelopt(made: Made, architecture: str) -> None:
+    """Nothing of a model cut to one layer, or of a small vocabulary, gets into them."""
+    expected, found = made.at_once(architecture), made.by_layer(architecture)
+    for name in ("config.json", "hf_quant_config.json", "generation_config.json"):
+        assert settings(found, name) == settings(expected, name)
+    base = settings(made.models(architecture), "config.json")
+    for key in ("num_hidden_layers", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"):
+        assert settings(found, "config.json")[key] == base[key]
+    ignored = settings(found, "config.json")["quantization_config"]["ignore"]  # type: ignore[index]
+    assert "lm_head" in ignored
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_result_is_sound(made: Made, architecture: str) -> None:
+    result = verify(made.by_layer(architecture), against=made.models(architecture), sample=0)
+    assert result.findings == ()
+    assert result.not_compared == ()
+    assert len(result.differences) >= 29
+
+
+def test_nothing_in_the_result_runs_when_it_is_read(made: Made) -> None:
+    suffixes = {path.suffix for path in made.by_layer("llama").rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".jinja"}
+
+
+def test_a_model_in_many_files_with_a_tied_head(
+    quantizing: "Warm", models: "Models", quantize: Quantize, data: Path, tmp_path: Path
+) -> None:
+    source = models("llama", "--tied", "--files", "1MB", "--layers", "3")
+    assert len(list(source.glob("*.safetensors"))) > 2
+    quantize(source, tmp_path / "by-layer")
+    counts = ("--samples", str(SAMPLES), "--length", str(LENGTH))
+    quantizing.run("make_checkpoint.py", source, tmp_path / "at-once", "--data", data, *counts)
+    assert tensors(tmp_path / "by-layer") == tensors(tmp_path / "at-once")
+    assert verify(tmp_path / "by-layer", against=source).findings == ()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "qwen3_moe"])
+def test_two_ray_actors_give_the_same_files(
+    made: Made, quantize: Quantize, ray_address: str, tmp_path: Path, architecture: str
+) -> None:
+    quantize(made.models(architecture), tmp_path / "made", "--ray", ray_address, "--shard-layers", "1,3")
+    assert contents(tmp_path / "made") == contents(made.by_layer(architecture))
