@@ -77,7 +77,7 @@ class About(_Model):
     built: str
     line: str
     vllm_commit: str
-    """As upstream's version file names it; empty where it does not."""
+    """As upstream's version file names it; empty where neither the package nor pins/ knows it."""
     pins: str
     """One sha256 over pins/."""
     arch_list: tuple[str, ...]
@@ -112,7 +112,7 @@ def gather(line: Line, installed: Installed, *, revision: str, environment: Mapp
         revision=revision,
         built=_built(environment),
         line=line.name,
-        vllm_commit=installed.vllm_commit() or "",
+        vllm_commit=installed.vllm_commit() or line.vllm_commit,
         pins=pins_digest(),
         arch_list=line.arch_list,
         versions=installed.versions(SHOWN),

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sparkwright.errors import CommandFailedError, InputUnreadableError
+from sparkwright.errors import InputUnreadableError
 from sparkwright.paths import CUDA_HEADERS
 from sparkwright.run import run
 
@@ -80,8 +80,3 @@ def parse(printed: str) -> SelfTest:
         raise InputUnreadableError(
             f"the device program printed something else than its result: {printed.strip()[:200]!r}"
         ) from error
-
-
-def reason(error: CommandFailedError) -> str:
-    """The part of a failed run that says why: the program's own last line."""
-    return error.what.strip().splitlines()[-1]

@@ -1,6 +1,6 @@
 """What a check says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -26,9 +26,6 @@ class Result:
     found: str
     reason: str = ""
     remedy: str = ""
-
-
-Check = Callable[[], Result]
 
 
 @dataclass(frozen=True, kw_only=True)

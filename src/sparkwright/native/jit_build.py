@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -123,8 +123,9 @@ def build(
                 continue
             (one,) = (one for one in described.modules if one.name == module.name)
             facts = audit(one.library)
-            failures += check(facts, module.require)
-            if not check(facts, module.require):
+            found = check(facts, module.require)
+            failures += found
+            if not found:
                 _install(one.library, described.folder / module.name / one.library.name)
                 reports.append(_report(module, one.library, facts, measured, made_from))
         report = JitReport(
@@ -230,28 +231,31 @@ def _compile(
         write_atomic(file, "\n".join(lines))
         at_once = jobs or default_jobs(peak=max(module.peak_mb for module in wave) * 1_000_000)
         command: list[str | Path] = [environment.tool("ninja"), "-C", place, "-f", file, f"-j{at_once}"]
-        waiting = [
-            found[1] for line in run([*command, "-n"], env=variables).splitlines() if (found := _OUTPUT.search(line))
-        ]
+        waiting = [one for line in run([*command, "-n"], env=variables).splitlines() if (one := _step(line))]
         if not waiting:
             continue
         note(f"compiling {', '.join(module.name for module in wave)}: {len(waiting)} steps, {at_once} at once")
-        costs = _usual_costs(wave, waiting)
-        with compile_progress(waiting, costs) as show:
-
-            def on_line(line: str, show: object = show) -> None:
-                if (found := _OUTPUT.search(line)) and callable(show):
-                    show(f" {found[1]}")
-
-            run_ninja([], command, variables, log, on_line)
+        with compile_progress(waiting, _usual_costs(wave, waiting)) as show:
+            run_ninja([], command, variables, log, _telling(show))
     return read_measurements(measurements)
+
+
+def _telling(show: Callable[[str], None]) -> Callable[[str], None]:
+    """Hand over the step that a line is about, where the progress looks for it: after the last space."""
+    return lambda line: show(f" {_step(line)}")
+
+
+def _step(line: str) -> str:
+    """What a line of ninja's is about, as `module/object`; nothing where it is no step."""
+    found = _OUTPUT.search(line)
+    return "/".join(Path(found[1]).parts[-2:]) if found else ""
 
 
 def _usual_costs(wave: Sequence[JitModule], waiting: Sequence[str]) -> dict[str, float]:
     """About what each step costs: it follows the memory that the compiler takes."""
     peaks = {module.name: module.peak_mb for module in wave}
     usual = median(peaks.values())
-    return {path: peaks.get(Path(path).parent.name, usual) / 100 for path in waiting}
+    return {step: peaks.get(step.partition("/")[0], usual) / 100 for step in waiting}
 
 
 def _kept(folder: Path, modules: Sequence[JitModule], made_from: str) -> dict[str, ModuleReport]:

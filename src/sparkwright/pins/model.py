@@ -177,6 +177,8 @@ class Line(_Collection):
     arch_list: tuple[str, ...] = Field(min_length=1)
     torch: Text
     """The release that upstream builds this vLLM against."""
+    vllm_commit: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{7,40})?$")] = ""
+    """As vllm/_version.py of the sdist names it; a build of our own writes that file anew, without it."""
     requirements: tuple[FileName, ...]
     """Lock files of requirements/ that this line's environments are made of."""
     native_units: tuple[Text, ...] = ()

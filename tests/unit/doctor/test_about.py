@@ -94,3 +94,9 @@ def test_the_place_of_the_inventory() -> None:
 def test_where_each_cache_is(cache: str, environment: dict[str, str], folder: str) -> None:
     (found,) = (one for one in CACHES if one.name == cache)
     assert str(found.folder(environment)) == folder
+
+
+def test_a_wheel_of_our_own_has_lost_the_commit_and_the_pins_know_it(site: Path) -> None:
+    (site / "vllm" / "_version.py").write_text("__commit_id__ = commit_id = None\n")
+    taken = about.gather(LINE, Installed((site,)), revision="", environment=DATED)
+    assert taken.vllm_commit == LINE.vllm_commit == "4ba787ec9"
