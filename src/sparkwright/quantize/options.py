@@ -31,8 +31,8 @@ class Recipe:
     uncalibrated_experts: Uncalibrated = Uncalibrated.REFUSE
 
     def to_json(self) -> dict[str, Any]:
-        """For the report and the digest."""
-        return dataclasses.asdict(self)
+        """For the report and the digest: equal to what comes back from a file."""
+        return {**dataclasses.asdict(self), "exclude": list(self.exclude)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,6 +76,8 @@ class _Run:
         identity = self._identity(samples)
         finished = self._finished(identity)
         if finished is not None:
+            if not options.keep_state:
+                end(self._output)
             return finished
         state = begin(self._output, identity, resume=options.resume)
         save_samples(state / "samples.safetensors", samples)
@@ -122,6 +124,7 @@ class _Run:
             "batches": 1 if options.nodes is None else options.nodes.batches,
             "actors": None if options.nodes is None else options.nodes.actors,
             "device": resolve_device(options.device).partition(":")[0],
+            "threads": options.threads,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         }
 

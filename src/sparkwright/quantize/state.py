@@ -66,6 +66,7 @@ def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
                 cause="what is quantized already would not match the rest",
                 remedy="give the same model, data and options as before, or remove the folder to start anew",
             )
+        _remove_unfinished(output)
         return folder
     if output.is_dir() and any(one.name != STATE for one in output.iterdir()):
         raise UsageError(f"{output} is not empty", remedy="name a new folder for the result")
@@ -73,8 +74,16 @@ def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
     return folder
 
 
+def _remove_unfinished(output: Path) -> None:
+    """Files that a killed run was writing: they have the hidden names that they bear until they are whole."""
+    for path in output.glob(".*"):
+        if path.is_file():
+            path.unlink()
+
+
 def end(output: Path) -> None:
-    """Remove the state of a run that came to its end."""
-    shutil.rmtree(output / FOLDER)
-    if not any((output / STATE).iterdir()):
+    """Remove the state of a run that came to its end, or what is left of it."""
+    shutil.rmtree(output / FOLDER, ignore_errors=True)
+    _remove_unfinished(output)
+    if (output / STATE).is_dir() and not any((output / STATE).iterdir()):
         (output / STATE).rmdir()
