@@ -1,10 +1,13 @@
 """The list of FlashInfer modules, and the order in which they are compiled."""
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from sparkwright.audit import Requirement
+from sparkwright.cli import app
 from sparkwright.errors import ConfigurationError, UsageError
 from sparkwright.native import jit_modules
 from sparkwright.native.jit_build import SMALL_MB, waves
@@ -72,3 +75,11 @@ def test_only_what_flashinfer_would_load_counts_as_built(tmp_path: Path) -> None
         (tmp_path / path).write_bytes(b"x")
     assert [one.name for one in built(tmp_path)] == ["norm"]
     assert built(tmp_path / "absent") == ()
+
+
+def test_the_command_lists_them() -> None:
+    shown = CliRunner().invoke(app, ["jit-cache", "list"])
+    assert shown.exit_code == 0
+    assert "fp4_quantization_120f" in shown.stdout
+    answer = json.loads(CliRunner().invoke(app, ["jit-cache", "list", "--json"]).stdout)
+    assert [one["name"] for one in answer] == [module.name for module in MODULES.modules]
