@@ -37,7 +37,7 @@ def compare(docker: Docker, record: ImageRecord, again: str) -> list[tuple[str, 
         return []
     if len(first) != len(second):
         return [("all", f"{len(first)} layers, then {len(second)}")]
-    makers = [line for line in _makers(docker, record.tag) if line]
+    makers = _makers(docker, record.tag)
     changed = [index for index, (mine, other) in enumerate(zip(first, second, strict=True)) if mine != other]
     contents = [
         _files(docker, reference, {layers[index] for index in changed})

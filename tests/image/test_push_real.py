@@ -1,0 +1,240 @@
+"""push.sh's work with real engines: a registry on loopback, and a second engine in the place of another Spark."""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.image.engine import STAND_IN, Engine, start
+
+from sparkwright.image.build import layers
+from sparkwright.image.docker import Docker
+from sparkwright.image.listing import held_images, remove, superseded
+from sparkwright.image.push import deliver, registry_tags
+from sparkwright.image.record import ImageRecord
+from sparkwright.image.reproduce import compare
+from sparkwright.paths import cache
+from sparkwright.pins import default_line
+from sparkwright.run import run
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
+
+LINE = default_line()
+MEGABYTE = 1 << 20
+MakeImage = Callable[[str, bytes], ImageRecord]
+NODE = "ssh://spark2"
+
+
+@pytest.fixture
+def here(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    """The engine, for what asks for docker on PATH."""
+    for name in ("DOCKER_HOST", "DOCKER_CONFIG", "PATH"):
+        monkeypatch.setenv(name, engine.variables[name])
+    return Docker()
+
+
+@pytest.fixture
+def make_image(here: Docker, tmp_path: Path) -> Iterator[MakeImage]:
+    """Images of two layers above the stand-in: a large one that stays, and a small one that is given."""
+    made: list[str] = []
+
+    def make(revision: str, content: bytes) -> ImageRecord:
+        context = tmp_path / f"context-{revision}"
+        context.mkdir()
+        (context / "large").write_bytes(hashlib.shake_256(b"the same each time").digest(8 * MEGABYTE))
+        (context / "small").write_bytes(content)
+        for name in ("large", "small"):
+            os.utime(context / name, (1_000_000_000, 1_000_000_000))
+        (context / "Dockerfile").write_text(f"FROM {STAND_IN}\nCOPY large /\nCOPY small /\n")
+        tag = f"sparkwright:{LINE}-{revision}"
+        labels = {"sparkwright.line": LINE, "org.opencontainers.image.created": f"2026-11-{revision:0>2}T00:00:00Z"}
+        words = [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
+        here.run("buildx", "build", "--load", "--provenance=false", "--tag", tag, *words, context)
+        made.append(tag)
+        found = here.inspect(tag)
+        return ImageRecord.model_construct(
+            line=LINE, tag=tag, image_id=found["Id"], created="2026-11-21T00:00:00Z", size=found["Size"]
+        )
+
+    yield make
+    here.run("image", "rm", "--force", *made)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[Engine]:
+    """Another engine, of the same programs."""
+    state = tmp_path_factory.mktemp("node")
+    running = start(engine.trees, state)
+    try:
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Engine, here: Docker) -> Engine:  # noqa: ARG001
+    """The other engine with `ssh` leading to it, as long as no file `cut` tells after how many bytes it breaks."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "ssh").write_text(
+        f"""#!/usr/bin/env bash
+set -Eeuo pipefail
+while [[ $1 != -- ]]; do shift; done
+shift 2
+export DOCKER_HOST={other.variables["DOCKER_HOST"]}
+if [[ -e {tmp_path}/cut && $* == *load* ]]; then
+	head -c "$(cat {tmp_path}/cut)" | bash -c "$*" || true
+	echo 'Connection to spark2 closed by remote host.' >&2
+	exit 255
+fi
+exec bash -c "$*"
+"""
+    )
+    (programs / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    return other
+
+
+def ids(engine: Engine) -> dict[str, str]:
+    """Name and id of the images of sparkwright that an engine holds."""
+    listing = engine.docker("image", "ls", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}", "sparkwright")
+    return dict(line.split() for line in listing.splitlines())
+
+
+def test_a_node_gets_the_image_and_later_only_what_changed(
+    here: Docker, node: Engine, make_image: MakeImage, tmp_path: Path
+) -> None:
+    first, second = make_image("1", b"one"), make_image("2", b"two")
+    (delivery,) = deliver(here, first, [NODE])
+    assert delivery.error == ""
+    assert delivery.note.endswith("layers were there"), "the stand-in is there already"
+    assert ids(node) == {first.tag: first.image_id}
+    assert delivery.sent > 8 * MEGABYTE
+
+    # Broken off in the middle: nothing of it has a name there, and what is there goes on working.
+    (tmp_path / "cut").write_text("900")
+    (broken,) = deliver(here, second, [NODE])
+    assert "broke off" in broken.error
+    assert "closed by remote host" in broken.error
+    assert ids(node) == {first.tag: first.image_id}
+    (tmp_path / "cut").unlink()
+
+    (delivery,) = deliver(here, second, [NODE])
+    assert delivery.error == ""
+    assert delivery.note == "2 of 3 layers were there"
+    assert delivery.sent < MEGABYTE
+    assert ids(node) == {first.tag: first.image_id, second.tag: second.image_id}
+    shown = node.docker("run", "--rm", "--network", "host", second.tag, "bash", "-c", "cat /small; wc -c < /large")
+    assert shown == f"two{8 * MEGABYTE}"
+
+    (again,) = deliver(here, second, [NODE])
+    assert (again.note, again.sent) == ("was there already", 0)
+
+
+@contextmanager
+def registry(folder: Path, **settings: str) -> Iterator[str]:
+    """Debian's docker-registry on a free port of loopback; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = registry_program()
+    configuration = folder / "registry.yml"
+    configuration.write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/stored}}}}\n"
+        f"http: {{addr: 127.0.0.1:{port}}}\n"
+    )
+    process = subprocess.Popen(
+        [program, "serve", configuration],
+        env=os.environ | settings,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, "the registry ended"
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def registry_program() -> Path:
+    """The program, from Debian's package; it is unpacked and not installed."""
+    program = cache() / "image-engine" / "registry" / "usr" / "bin" / "docker-registry"
+    if not program.exists():
+        folder = program.parents[2]
+        folder.mkdir(parents=True, exist_ok=True)
+        run(["apt-get", "download", "--quiet=2", "docker-registry"], cwd=folder)
+        run(["dpkg-deb", "--extract", next(folder.glob("*.deb")), folder])
+    return program
+
+
+def digest_of(address: str, tag: str) -> str:
+    """What the registry itself says."""
+    kinds = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
+    request = urllib.request.Request(f"http://{address}/v2/team/sparkwright/manifests/{tag}", headers={"Accept": kinds})
+    with urllib.request.urlopen(request) as answer:
+        return str(answer.headers["Docker-Content-Digest"])
+
+
+def test_a_registry_holds_the_digest_that_was_printed(
+    here: Docker, make_image: MakeImage, node: Engine, tmp_path: Path
+) -> None:
+    record = make_image("3", b"three")
+    with registry(tmp_path) as address:
+        (delivery,) = deliver(here, record, [f"{address}/team/sparkwright"])
+        assert delivery.error == ""
+        assert [digest_of(address, tag) for tag in registry_tags(record)] == [delivery.digest] * 2
+        assert f"{address}/team/sparkwright" not in here.run("image", "ls", "--format", "{{.Repository}}")
+        pulled = f"{address}/team/sparkwright@{delivery.digest}"
+        node.docker("pull", pulled)
+        assert node.docker("image", "inspect", "--format", "{{.Id}}", pulled) == record.image_id
+
+
+def test_a_registry_that_wants_a_login_is_told(here: Docker, make_image: MakeImage, tmp_path: Path) -> None:
+    (tmp_path / "htpasswd").write_text("me:$2y$05$" + "a" * 53 + "\n")
+    settings = {
+        "REGISTRY_AUTH": "htpasswd",
+        "REGISTRY_AUTH_HTPASSWD_REALM": "test",
+        "REGISTRY_AUTH_HTPASSWD_PATH": str(tmp_path / "htpasswd"),
+    }
+    with registry(tmp_path, **settings) as address:
+        (delivery,) = deliver(here, make_image("4", b"four"), [f"{address}/team/sparkwright"])
+    assert f"docker login {address}" in delivery.error
+    (gone,) = deliver(here, make_image("5", b"five"), [f"{address}/team/sparkwright"])
+    assert "cannot be reached" in gone.error
+
+
+def test_images_are_listed_and_pruned(here: Docker, make_image: MakeImage) -> None:
+    first, second = make_image("6", b"six"), make_image("7", b"seven")
+    held = held_images(here, line=LINE)
+    assert [one.reference for one in held][:2] == [second.tag, first.tag], "newest first"
+    container = here.run("create", first.tag, "true").strip()
+    assert first.tag not in remove(here, superseded(held, keep=1)), "a container uses it"
+    here.run("rm", container)
+    assert remove(here, superseded(held_images(here, line=LINE), keep=1)) == (first.tag,)
+    assert second.tag in [one.reference for one in held_images(here, line=LINE)]
+
+
+def test_a_difference_between_two_builds_is_named(here: Docker, make_image: MakeImage) -> None:
+    one, other = make_image("8", b"eight"), make_image("9", b"nine")
+    ((maker, what),) = compare(here, one, other.tag)
+    assert maker.startswith("COPY small /")
+    assert what == "small"
+    assert compare(here, one, one.tag) == []
+    sizes = [layer.size for layer in layers(here, one.tag)]
+    assert sizes[1] == 8 * MEGABYTE
+    assert json.loads(here.run("image", "inspect", one.tag))[0]["Size"] == sum(sizes)
