@@ -13,7 +13,7 @@ BIN = CHECKOUT / ".venv" / "bin"
 SHELL_FILES = ("build.sh", "test.sh", ".ci/run", "requirements/ensure-venv.sh", "tests/image/enter_engine.sh")
 
 TIERS = {
-    "fast": "not sources and not compiles and not quantizes and not image and not long",
+    "fast": "not sources and not compiles and not quantizes and not serves and not image and not long",
     "full": "not long",
     "all": "",
 }

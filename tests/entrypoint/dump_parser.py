@@ -6,14 +6,13 @@ Run it with a Python that has vLLM, VLLM_TARGET_DEVICE=cpu on a machine without 
 
 The table belongs into src/sparkwright/entrypoint/data/.
 
-`--parse FILE` reads a JSON list of command lines and says of each whether that parser accepts it.
+`--parse FILE` reads a JSON list of command lines and writes over it what that parser says against each.
 """
 
 import argparse
 import contextlib
 import io
 import json
-import sys
 from pathlib import Path
 
 import vllm  # type: ignore[import-not-found]
@@ -61,16 +60,19 @@ def accepts(parser: argparse.ArgumentParser, words: list[str]) -> str:
 
 
 def main() -> None:
-    """Write the table, or judge command lines; results go to files, because vLLM logs to stdout."""
-    action, name = sys.argv[1:]
-    parser, path = serve_parser(), Path(name)
-    if action == "--parse":
-        lines = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps([accepts(parser, words) for words in lines]), encoding="utf-8")
-        return
-    options = ",\n".join(f"  {json.dumps(describe(parser, each))}" for each in parser._actions if each.option_strings)
-    version = json.dumps(vllm.__version__.partition("+")[0])
-    path.write_text(f'{{"vllm": {version}, "options": [\n{options}\n]}}\n', encoding="utf-8")
+    """Write the table, judge command lines, or both; results go to files, because vLLM logs to stdout."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--table", type=Path)
+    arguments.add_argument("--parse", type=Path)
+    options = arguments.parse_args()
+    parser = serve_parser()
+    if options.parse:
+        lines = json.loads(options.parse.read_text(encoding="utf-8"))
+        options.parse.write_text(json.dumps([accepts(parser, words) for words in lines]), encoding="utf-8")
+    if options.table:
+        described = [f"  {json.dumps(describe(parser, each))}" for each in parser._actions if each.option_strings]
+        version, table = json.dumps(vllm.__version__.partition("+")[0]), ",\n".join(described)
+        options.table.write_text(f'{{"vllm": {version}, "options": [\n{table}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,23 +41,6 @@ def test_variables_of_the_pinned_lines(release: str, vllm_tree: Callable[[str], 
     assert set(variables().names(parse_release(release))) == known_variables(source)
 
 
-def dump(release: str, vllm_tree: Callable[[str], Path], serving: Path, scratch: Path, *words: str) -> None:
-    """Run dump_parser.py with the release's own Python code over the serving environment."""
-    # The package alone: the metadata beside it would name a vLLM that is not for CPUs.
-    (scratch / "vllm").symlink_to(vllm_tree(release) / "vllm")
-    environment = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "PYTHONPATH": str(scratch)}
-    run([serving / "bin/python", DUMP, *words], env=environment)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("release", ["0.33.0", "0.16.0"])
-def test_the_table_is_what_the_parser_says(
-    release: str, serving: Path, vllm_tree: Callable[[str], Path], tmp_path: Path
-) -> None:
-    dump(release, vllm_tree, serving, tmp_path, "--table", str(tmp_path / "table"))
-    assert (tmp_path / "table").read_text(encoding="utf-8") == (DATA / f"options-{release}.json").read_text("utf-8")
-
-
 def command_lines(release: str) -> dict[str, list[str]]:
     """Every recipe of the release, and command lines that use every variable and old setting."""
     base = {"SPARKWRIGHT_VLLM_VERSION": release, "HOME": "/nowhere", "MAX_JOBS": "1"}
@@ -71,16 +55,41 @@ def command_lines(release: str) -> dict[str, list[str]]:
     return {name: list(plan(["serve"], {**base, **case}, host).argv[2:]) for name, case in cases.items()}
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("release", ["0.33.0", "0.16.0"])
-def test_the_parser_accepts_what_we_write(
-    release: str, serving: Path, vllm_tree: Callable[[str], Path], tmp_path: Path
-) -> None:
-    lines = command_lines(release)
-    lines["must be refused"] = ["a/b", "--swap-space-of-old", "4"]
-    path = tmp_path / "lines.json"
+@dataclass(frozen=True, kw_only=True)
+class Parser:
+    """What a release's own parser said: its table of options, and its objection to each command line, or nothing."""
+
+    release: str
+    table: str
+    said: Mapping[str, str]
+
+
+@pytest.fixture(scope="module", params=["0.33.0", "0.16.0"])
+def parser(
+    request: pytest.FixtureRequest,
+    serving: Path,
+    vllm_tree: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Parser:
+    """Run dump_parser.py with the release's own Python code over the serving environment."""
+    release, scratch = str(request.param), tmp_path_factory.mktemp("parser")
+    lines = {**command_lines(release), "must be refused": ["a/b", "--swap-space-of-old", "4"]}
+    table, path = scratch / "table.json", scratch / "lines.json"
     path.write_text(json.dumps(list(lines.values())), encoding="utf-8")
-    dump(release, vllm_tree, serving, tmp_path, "--parse", str(path))
+    # The package alone: the metadata beside it would name a vLLM that is not for CPUs.
+    (scratch / "vllm").symlink_to(vllm_tree(release) / "vllm")
+    environment = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "PYTHONPATH": str(scratch)}
+    run([serving / "bin/python", DUMP, "--table", table, "--parse", path], env=environment)
     said = dict(zip(lines, json.loads(path.read_text(encoding="utf-8")), strict=True))
-    assert said.pop("must be refused"), "the parser refuses nothing: this test would prove nothing"
-    assert {name: text for name, text in said.items() if text} == {}
+    return Parser(release=release, table=table.read_text(encoding="utf-8"), said=said)
+
+
+@pytest.mark.serves
+def test_the_table_is_what_the_parser_says(parser: Parser) -> None:
+    assert parser.table == (DATA / f"options-{parser.release}.json").read_text("utf-8")
+
+
+@pytest.mark.serves
+def test_the_parser_accepts_what_we_write(parser: Parser) -> None:
+    assert parser.said["must be refused"], "the parser refuses nothing: this test would prove nothing"
+    assert {name: text for name, text in parser.said.items() if text and name != "must be refused"} == {}

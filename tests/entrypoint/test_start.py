@@ -54,6 +54,28 @@ def test_help_reaches_vllm_without_a_model(entrypoint: Entrypoint) -> None:
     assert entrypoint.run("--help").record["argv"] == ["vllm", "serve", "--help"]
 
 
+@pytest.mark.parametrize("mode", ["doctor", "about", "recipe", "checkpoint", "quantize", "audit", "patch"])
+def test_a_mode_of_the_package_is_its_command_line(entrypoint: Entrypoint, mode: str) -> None:
+    planned = entrypoint.dry(mode, "--json", "a b", env=MODEL)
+    assert planned["argv"] == [sys.executable, "-m", "sparkwright", mode, "--json", "a b"]
+    ran = entrypoint.run(mode, "--help", env=MODEL)
+    assert (ran.status, ran.stderr) == (0, "")
+    assert f"sparkwright {mode} [OPTIONS]" in ran.stdout
+
+
+def test_a_wrong_word_for_the_package_is_a_wrong_command_line(entrypoint: Entrypoint) -> None:
+    assert entrypoint.run("recipe", "--no-such-option").status == 64
+
+
+def test_bench_is_vllms_load_generator_against_this_server(entrypoint: Entrypoint) -> None:
+    ran = entrypoint.run("bench", "--num-prompts", "4", env={**MODEL, "PORT": "9000", "VLLM_API_KEY": "hush"})
+    argv = ["vllm", "bench", "serve", "--host", "127.0.0.1", "--port", "9000", "--num-prompts", "4"]
+    assert ran.record["argv"] == argv
+    assert ran.record["env"]["OPENAI_API_KEY"] == "hush"
+    assert "hush" not in ran.stdout + ran.stderr
+    assert entrypoint.run("--dry-run", "bench", env={"VLLM_API_KEY": "hush"}).stdout.count("hush") == 0
+
+
 def test_secrets_from_files_reach_the_environment_and_nothing_else(entrypoint: Entrypoint) -> None:
     for name in ("VLLM_API_KEY", "HF_TOKEN"):
         (entrypoint.home / name).write_text(f"secret-{name}\n", encoding="utf-8")

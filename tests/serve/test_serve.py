@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 import shutil
 import subprocess
 import threading
@@ -14,7 +15,10 @@ import pytest
 from tests.environments import environment
 from tests.serve.conftest import Spark, Started, post, status_of, until
 
+from sparkwright.paths import CHECKOUT
 from sparkwright.run import run
+
+pytestmark = pytest.mark.serves
 
 HERE = Path(__file__).parent
 KEY = "k3y-9c41"
@@ -130,6 +134,21 @@ def test_llama_benchy_measures_it(bf16: Started, tiny_model: Path, book: str, tm
     assert done.returncode == 0, done.stdout + done.stderr
     (measured,) = json.loads(result.read_text(encoding="utf-8"))["benchmarks"]
     assert measured["tg_throughput"]["mean"] > 0
+
+
+def test_vllms_own_load_generator_finds_it(bf16: Started, tiny_model: Path) -> None:
+    words = ["--tokenizer", str(tiny_model), "--dataset-name", "random", "--random-input-len", "32"]
+    words += ["--random-output-len", "8", "--num-prompts", "2", "--temperature", "0"]
+    done = subprocess.run(
+        [str(CHECKOUT / "entrypoint.sh"), "bench", *words],
+        env=dict(bf16.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Successful requests:\s+2\n", done.stdout), done.stdout
 
 
 def test_nvfp4_through_vllms_emulation_is_near_bf16(servers: dict[str, Started], bf16: Started) -> None:

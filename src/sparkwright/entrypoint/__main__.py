@@ -15,7 +15,7 @@ _PLANNED: Final[Mapping[str, Callable[[Values, Sequence[str], Host, Mapping[str,
     "ray-head": serve.plan_ray_head,
     "ray-worker": cluster.plan_worker,
 }
-_COMMANDS: Final = ("doctor", "about", "recipe", "checkpoint", "quantize", "bench", "audit", "patch")
+_COMMANDS: Final = ("doctor", "about", "recipe", "checkpoint", "quantize", "audit", "patch")
 
 
 def plan(words: Sequence[str], environment: Mapping[str, str], host: Host) -> Plan:
@@ -30,6 +30,10 @@ def plan(words: Sequence[str], environment: Mapping[str, str], host: Host) -> Pl
     secrets = read_secrets(environment)
     if mode in _PLANNED:
         return _PLANNED[mode](Values(environment), rest, host, secrets)
+    if mode == "bench":
+        from sparkwright.entrypoint import bench
+
+        return bench.plan(Values(environment), rest, host, secrets)
     if mode == "bash":
         return Plan(argv=("bash", *rest), secrets=secrets)
     if mode == "health":

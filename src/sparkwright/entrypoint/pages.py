@@ -23,7 +23,8 @@ The image is configured by its first words, by environment variables, and by opt
 | `ray-worker` | a node of a Ray cluster; further words go to `ray start` |
 | `bash` | a shell |
 | `health` | the healthcheck of whatever this container was started as |
-| `doctor`, `about`, `recipe`, `checkpoint`, `quantize`, `bench`, `audit`, `patch` | `sparkwright` with these words |
+| `bench` | `vllm bench serve` against the server on HOST and PORT; further words go to it |
+| `doctor`, `about`, `recipe`, `checkpoint`, `quantize`, `audit`, `patch` | `sparkwright` with these words |
 | anything else | that command, as it is |
 
 `--dry-run` before the mode prints what would run, as one JSON object, and runs nothing: `argv`, `env` (what is set

@@ -13,11 +13,14 @@ _SECONDS: Final = 10
 _EVERYWHERE: Final = ("0.0.0.0", "::", "")  # noqa: S104  read, not bound
 
 
+def reachable(host: str) -> str:
+    """The address at which a server that listens on `host` is reached from inside its container."""
+    return "127.0.0.1" if host in _EVERYWHERE else host
+
+
 def base_url(state: Mapping[str, Any]) -> str:
     """Where the server of a state listens, seen from inside its container."""
-    host = str(state["host"])
-    if host in _EVERYWHERE:
-        host = "127.0.0.1"
+    host = reachable(str(state["host"]))
     scheme = "https" if state.get("tls") else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{state['port']}"
 
