@@ -1,5 +1,7 @@
 """`sparkwright doctor`: is this machine, this image and this GPU as it must be?"""
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Annotated
 
 import typer
@@ -30,12 +32,18 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
+def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
+    """One row for each check; those that were skipped one after the other for the same reason share one."""
+    for (verdict, shown), group in groupby(report.results, key=lambda one: (one.verdict, one.found or one.reason)):
+        names = [one.name for one in group]
+        if verdict is Verdict.SKIPPED:
+            yield ", ".join(names), verdict, shown
+        else:
+            yield from ((name, verdict, shown) for name in names)
+
+
 def _show(report: Report) -> None:
-    print_table(
-        "Doctor",
-        ("check", "verdict", "found"),
-        [(one.name, one.verdict, one.found or one.reason) for one in report.results],
-    )
+    print_table("Doctor", ("check", "verdict", "found"), list(_rows(report)))
     for one in report.results:
         if one.verdict in (Verdict.WARN, Verdict.FAIL):
             print(f"{one.verdict}: {one.name}: {one.reason}")
