@@ -1,4 +1,4 @@
-"""Time `entrypoint.sh serve` from start to the exec of `vllm`, above a bare `python -c pass` on the same machine.
+"""Time `entrypoint.sh serve` from start to the exec of `vllm`, above a bare `python3 -c pass` on the same machine.
 
 `vllm` is a program that ends at once. Runs alternate; the difference of the medians is what the entrypoint adds before
 vLLM itself begins.
@@ -10,7 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from measuring import Cost, measure, store
+from safetensors.numpy import save_file
 
 from sparkwright.paths import CHECKOUT
 
@@ -18,11 +20,15 @@ RUNS = 25
 
 
 def main() -> None:
-    """Measure with variables only, and with a recipe, whose schema needs heavier imports."""
+    """Measure with variables only, with a recipe, whose schema needs heavier imports, and with a folder to check."""
     with tempfile.TemporaryDirectory(prefix="sparkwright-benchmark-") as name:
         scratch = Path(name)
         stub = scratch / "vllm"
         stub.symlink_to("/bin/true")
+        model = scratch / "model"
+        model.mkdir()
+        (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
+        save_file({"model.norm.weight": np.ones(64, dtype=np.float32)}, model / "model.safetensors")
         base = {
             "PATH": f"{scratch}:/usr/bin:/bin",
             "HOME": name,
@@ -34,6 +40,7 @@ def main() -> None:
             "bare_python": ([sys.executable, "-c", "pass"], dict(os.environ)),
             "serve": ([CHECKOUT / "entrypoint.sh", "serve"], {**base, "MODEL": "owner/name"}),
             "serve_with_a_recipe": ([CHECKOUT / "entrypoint.sh", "serve"], {**base, "RECIPE": "qwen3-8b-nvfp4"}),
+            "serve_a_folder": ([CHECKOUT / "entrypoint.sh", "serve"], {**base, "MODEL": str(model)}),
         }
         costs: dict[str, list[Cost]] = {case: [] for case in cases}
         for _ in range(RUNS):
