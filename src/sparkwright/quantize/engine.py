@@ -165,30 +165,34 @@ class Architecture:
             holder.add_module(str(number), copy.deepcopy(self._layers[number], memo))
         return model
 
-    def _record(self, embedded: Any, *, first_only: bool) -> list[tuple[Any, Call]]:  # noqa: ANN401
-        """Send embedded tokens through the model with layers that only note how they are called."""
+    def _recorder(self, layers: int) -> Callable[[Any], list[tuple[Any, Call]]]:
+        """A function that sends embedded tokens through the first layers, which only note how they are called."""
         seen: list[tuple[Any, Call]] = []
-        last = 0 if first_only else len(self) - 1
 
         def note(number: int, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            hidden = kwargs.pop("hidden_states") if not args else args[0]
+            hidden = args[0] if args else kwargs.pop("hidden_states")
             seen.append((hidden, Call(args=args[1:], kwargs=kwargs)))
-            if number == last:
+            if number == layers - 1:
                 raise _Reached
             return hidden
 
-        model = self._assemble(range(last + 1))
+        model = self._assemble(range(layers))
         for number, layer in enumerate(model.get_submodule(self.prefix)):
             layer.forward = partial(note, number)
-        with torch.no_grad(), suppress(_Reached):
-            model.get_submodule(self._parent)(inputs_embeds=embedded, use_cache=False)
-        return seen
+
+        def record(embedded: Any) -> list[tuple[Any, Call]]:  # noqa: ANN401
+            seen.clear()
+            with torch.no_grad(), suppress(_Reached):
+                model.get_submodule(self._parent)(inputs_embeds=embedded, use_cache=False)
+            return list(seen)
+
+        return record
 
     def call(self, number: int, length: int) -> Call:
         """How layer `number` is called for one sample of `length` tokens without padding."""
         if length not in self._calls:
             nothing = torch.zeros(1, length, self.source.hidden_size, dtype=self.dtype, device=self.device)
-            self._calls[length] = [one for _, one in self._record(nothing, first_only=False)]
+            self._calls[length] = [one for _, one in self._recorder(len(self))(nothing)]
         return self._calls[length][number]
 
     def first_inputs(self, samples: Iterable[Any]) -> Iterator[Any]:
@@ -198,12 +202,13 @@ class Architecture:
             path for path, module in self._shell.named_modules() if module is self._shell.get_input_embeddings()
         )
         tensor = self.source.tensors[f"{name}.weight"]
+        record = self._recorder(1)
         with safe_open(tensor.path, framework="pt") as stream, torch.no_grad():
             weight = stream.get_tensor(tensor.name).to(self.dtype)
             embedding.weight = torch.nn.Parameter(weight, requires_grad=False)
             for ids in samples:
                 embedded = embedding(ids.reshape(1, -1)).to(self.device)
-                yield self._record(embedded, first_only=True)[0][0]
+                yield record(embedded)[0][0]
 
     def stage(self, number: int, recipe: Recipe) -> "Stage":
         """Load a layer and put modelopt's quantizers into it."""

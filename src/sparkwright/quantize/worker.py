@@ -62,6 +62,9 @@ class Worker:
             (state / "amax").mkdir(parents=True, exist_ok=True)
             scratch.mkdir(parents=True, exist_ok=True)
         self._position_file = state / "position.json"
+        # What is loaded by now stays: collecting garbage after each layer need not look at all of torch.
+        gc.collect()
+        gc.freeze()
 
     @property
     def next_batch(self) -> int:

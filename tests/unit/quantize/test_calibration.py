@@ -1,0 +1,68 @@
+"""Calibration data becomes samples of equal length, always the same ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparkwright.errors import InputUnreadableError, UsageError
+from sparkwright.quantize.calibration import pack, read_texts, shuffled
+from sparkwright.quantize.options import Calibration
+
+
+def _codes(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def _say(messages: object) -> str:
+    return json.dumps(messages)
+
+
+def test_samples_are_cut_one_after_another() -> None:
+    samples = pack(["abcd", "efgh", "never read"], _codes, Calibration(data="x", samples=2, length=3))
+    assert ["".join(map(chr, one)) for one in samples.tokens] == ["abc", "def"]
+    assert samples.texts == 2
+    assert samples.to_json()["tokens"] == 6
+
+
+def test_too_little_text_says_how_much_there_is() -> None:
+    with pytest.raises(UsageError, match="gives 3 tokens, 2 samples of 2 need 4"):
+        pack(["abc"], _codes, Calibration(data="x", samples=2, length=2))
+
+
+def test_the_seed_decides_the_order() -> None:
+    texts = [str(number) for number in range(100)]
+    assert list(shuffled(texts, 1)) == list(shuffled(texts, 1)) != list(shuffled(texts, 2))
+    assert sorted(shuffled(texts, 1)) == sorted(texts)
+
+
+def test_rows_and_plain_texts_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "  "}\n{"text": "two"}\n')
+    (tmp_path / "b.txt").write_text("three")
+    (tmp_path / "c.jsonl").write_text('{"messages": [{"role": "user", "content": "four"}]}\n')
+    (tmp_path / "ignored.csv").write_text("no")
+    found = list(read_texts(Calibration(data=str(tmp_path)), _say))
+    assert found == ["one", "two", "three", '[{"role": "user", "content": "four"}]']
+
+
+def test_the_named_field_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "body": "two"}\n')
+    assert list(read_texts(Calibration(data=str(path), field="body"), _say)) == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[1]\n", "line 1 is no JSON object"), ("{", "cannot be read"), ('{"a": 1}\n', "its fields are a")],
+)
+def test_damaged_rows(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputUnreadableError) as caught:
+        list(read_texts(Calibration(data=str(path)), _say))
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_no_hub_data_set(tmp_path: Path) -> None:
+    with pytest.raises(InputUnreadableError, match="does not exist"):
+        list(read_texts(Calibration(data=str(tmp_path / "gone.jsonl")), _say))

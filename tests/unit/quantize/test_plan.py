@@ -1,0 +1,124 @@
+"""The estimate from headers, and the refusals."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from sparkwright.cli import app
+from sparkwright.errors import ConfigurationError, InputUnreadableError, OutputError, UsageError
+from sparkwright.quantize.options import Calibration, Options, Recipe
+from sparkwright.quantize.plan import FIXED_BYTES, Plan, batch_sizes, make_plan, split_layers
+from sparkwright.quantize.source import read_source
+
+HIDDEN, LAYERS = 32, 3
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": 64, "dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float16]]] = {
+        "model.embed_tokens.weight": np.zeros((100, HIDDEN), np.float16)
+    }
+    for number in range(LAYERS):
+        tensors[f"model.layers.{number}.mlp.up_proj.weight"] = np.zeros((64, HIDDEN), np.float16)
+        tensors[f"model.layers.{number}.norm.weight"] = np.zeros(HIDDEN, np.float16)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def _plan(model: Path, recipe: Recipe | None = None, **changes: Any) -> Plan:  # noqa: ANN401
+    calibration = Calibration(data="", samples=4, length=10)
+    options = Options(source=model, output=model.parent / "out", calibration=calibration, recipe=recipe or Recipe())
+    return dataclasses.replace(make_plan(read_source(model), options), **changes)
+
+
+def test_layers_are_found_by_their_path(model: Path) -> None:
+    source = read_source(model)
+    assert source.layer_bytes("model.layers") == [2 * (64 * HIDDEN + HIDDEN)] * LAYERS
+
+
+def test_the_estimate(model: Path) -> None:
+    plan = _plan(model)
+    assert plan.largest_layer == 2 * (64 * HIDDEN + HIDDEN)
+    assert plan.memory == 2 * plan.largest_layer + plan.window + FIXED_BYTES
+    assert plan.scratch == 3 * 4 * 10 * HIDDEN * 2
+    assert plan.output == 2 * 100 * HIDDEN + LAYERS * (64 * HIDDEN * 9 // 16 + 2 * HIDDEN)
+
+
+def test_what_is_excluded_stays_as_large_as_it_is(model: Path) -> None:
+    stored = sum(tensor.nbytes for tensor in read_source(model).tensors.values())
+    assert _plan(model, Recipe(exclude=("*.mlp",))).output == stored
+    assert _plan(model, Recipe(experts_only=True)).output == stored
+
+
+def test_memory_does_not_grow_with_depth(model: Path) -> None:
+    before = _plan(model).memory
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    assert _plan(model).memory == before
+
+
+def test_what_cannot_fit_is_refused_with_numbers(model: Path) -> None:
+    _plan(model, memory_available=3 * 10**9, output_free=10**9, scratch_free=10**9).check()
+    with pytest.raises(ConfigurationError, match=r"2\.0 GB of memory are needed, 1\.0 GB are available"):
+        _plan(model, memory_available=10**9).check()
+    with pytest.raises(OutputError, match="result and the scratch files"):
+        _plan(model, memory_available=3 * 10**9, output_free=10, one_disk=True).check()
+    with pytest.raises(OutputError, match="needed for scratch files"):
+        _plan(model, memory_available=3 * 10**9, output_free=10**9, scratch_free=10, one_disk=False).check()
+
+
+def test_a_quantized_or_cut_model_is_refused(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "modelopt"}}))
+    with pytest.raises(ConfigurationError, match="quantized already"):
+        read_source(model)
+    (model / "config.json").write_text(json.dumps(config))
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputUnreadableError, match="shard-truncated"):
+        read_source(model)
+
+
+def test_layers_are_spread_evenly_or_as_wanted() -> None:
+    assert split_layers(88, 3, ()) == [30, 29, 29]
+    assert split_layers(5, 2, (1, 4)) == [1, 4]
+    with pytest.raises(UsageError, match="makes 4 layers, the model has 5"):
+        split_layers(5, 2, (2, 2))
+    with pytest.raises(UsageError, match="cannot be spread"):
+        split_layers(2, 3, ())
+
+
+def test_no_batch_is_empty() -> None:
+    assert batch_sizes(9, 4) == (3, 2, 2, 2)
+    assert batch_sizes(2, 8) == (1, 1)
+
+
+def test_the_command_says_the_plan_and_refuses(model: Path) -> None:
+    words = ["quantize", str(model), str(model.parent / "out"), "--plan", "--json", "--samples", "4", "--length", "10"]
+    done = CliRunner().invoke(app, words)
+    assert json.loads(done.stdout)["layers"] == LAYERS
+    assert done.exit_code == 0
+    refused = CliRunner().invoke(app, [*words, "--memory", "1"])
+    assert isinstance(refused.exception, ConfigurationError)
+
+
+def test_without_its_environment_the_command_says_how_to_make_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    done = CliRunner().invoke(app, ["quantize", str(model), str(model.parent / "out"), "--data", "x.jsonl"])
+    assert "requirements/quantize-cuda.txt" in str(done.exception)
+    assert not (model.parent / "out").exists()
+
+
+def test_options_of_ray_need_ray(model: Path) -> None:
+    done = CliRunner().invoke(app, ["quantize", str(model), "out", "--shard-layers", "1,2"])
+    assert isinstance(done.exception, UsageError)
