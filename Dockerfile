@@ -80,17 +80,27 @@ COPY patches /opt/sparkwright/patches
 RUN --mount=type=cache,target=/opt/cache/downloads \
     python -m sparkwright.native patched --line "$LINE"
 
-# Only what compiling reads comes in, compared by content: a patch of vLLM's Python leaves this stage as it is.
-FROM toolchain AS native
-ARG LINE
-ARG UNITS
-ARG BUILD_JOBS
+FROM toolchain AS compiler
 ENV SPARKWRIGHT_ROOT=/opt/sparkwright SPARKWRIGHT_CACHE=/opt/cache PYTHONPATH=/opt/sparkwright/src \
     PATH=/opt/tool/bin:$PATH
 COPY --from=compiling /opt/tool /opt/tool
 COPY --from=compiling /opt/sparkwright /opt/sparkwright
 COPY patches/cuda /opt/sparkwright/patches/cuda
 COPY requirements/build-${LINE}.txt /opt/sparkwright/requirements/
+
+# The kernels of this project, a wheel of their own.
+FROM compiler AS kernels
+ARG BUILD_JOBS
+COPY cuda_headers /opt/sparkwright/cuda_headers
+COPY kernels /opt/sparkwright/kernels
+RUN --mount=type=cache,target=/opt/cache/downloads \
+    --mount=type=cache,target=/opt/cache/ccache \
+    python -m sparkwright.native kernels --line "$LINE" --toolchain /opt/toolchain --jobs "$BUILD_JOBS"
+
+# Only what compiling reads comes in, compared by content: a patch of vLLM's Python leaves this stage as it is.
+FROM compiler AS native
+ARG UNITS
+ARG BUILD_JOBS
 COPY --from=sources /opt/sparkwright/build/${LINE}/cutlass /opt/sparkwright/build/${LINE}/cutlass
 COPY --from=patched /opt/sparkwright/build/${LINE}/compile-inputs /opt/sparkwright/build/${LINE}/vllm
 RUN --mount=type=cache,target=/opt/cache/downloads \
@@ -167,7 +177,9 @@ FROM packages AS runtime
 ARG LINE
 ARG UNITS
 RUN --mount=type=bind,from=wheel,source=/opt/sparkwright/build,target=/build \
-    pip install --quiet --no-cache-dir --no-deps --no-index --no-compile "/build/$LINE"/wheels/*.whl; \
+    --mount=type=bind,from=kernels,source=/opt/sparkwright/build,target=/kernels \
+    pip install --quiet --no-cache-dir --no-deps --no-index --no-compile \
+        "/build/$LINE"/wheels/*.whl "/kernels/$LINE"/wheels/*.whl; \
     python -c 'from importlib.metadata import version; print(version("vllm"))'
 RUN --mount=type=bind,from=jit-cache,source=/modules,target=/modules \
     cp -a /modules/aot /opt/venv/lib/python3.*/site-packages/flashinfer/data/; \

@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sparkwright.audit import raise_on
-from sparkwright.errors import ConfigurationError, InputUnreadableError, UsageError
+from sparkwright.audit import Requirement, audit, check, raise_on
+from sparkwright.errors import (
+    BuildFailedError,
+    CommandFailedError,
+    ConfigurationError,
+    InputUnreadableError,
+    UsageError,
+)
 from sparkwright.files import sha256_file, write_json
 from sparkwright.native import build_report, jit_build
 from sparkwright.native.compiler import HostCompiler
 from sparkwright.native.configure import configuration, find_ccache
 from sparkwright.native.cuda_home import add_driver_stub, compose
-from sparkwright.native.environment import BuildEnvironment, build_environment, requirements_of
+from sparkwright.native.environment import BuildEnvironment, build_environment, requirements_of, site_packages
 from sparkwright.native.host import Stopwatch, check_toolkit, compile_and_audit
 from sparkwright.native.jit_modules import choose, load_modules
 from sparkwright.native.jobs import default_jobs
@@ -26,12 +32,17 @@ from sparkwright.native.prepare import prepare
 from sparkwright.native.source import cutlass_headers, patch, verify
 from sparkwright.native.units import Unit
 from sparkwright.native.wheel import make_wheel, take_wheel
+from sparkwright.paths import CHECKOUT, cache
 from sparkwright.pins import Line, host_wheel_kind
 from sparkwright.report import note
+from sparkwright.run import run
 from sparkwright.sources import fetch, unpack
 
 COMPILE_INPUTS: Final = ("CMakeLists.txt", "cmake", "csrc")
 """What CMake and the compilers read of vLLM's tree."""
+_ALONE: Final = ("--no-build-isolation", "--no-deps", "--no-index")
+KERNEL_PEAK: Final = 2_000_000_000
+"""Bytes that a compiler of kernels/ takes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +155,41 @@ def make_wheel_of(stage: Stage) -> None:
     print(f"{made.path} {made.size} sha256:{made.sha256}")
 
 
+def compile_kernels(stage: Stage) -> None:
+    """The wheel of kernels/, audited."""
+    environment, _ = _environment(stage)
+    packages, ccache = site_packages(environment.prefix), find_ccache()
+    launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={ccache}" for language in ("CUDA", "CXX") if ccache]
+    variables = environment.variables(
+        {
+            "CMAKE_ARGS": " ".join([f"-DTORCH_ROOT={packages / 'torch'}", *launchers]),
+            "CCACHE_DIR": str(cache() / "ccache"),
+            "CUDACXX": str(environment.cuda_home / "bin" / "nvcc"),
+            "MAX_JOBS": str(stage.jobs or default_jobs(peak=KERNEL_PEAK)),
+        }
+    )
+    pip: list[str | Path] = [
+        environment.python,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+    ]
+    log = stage.folders.log("kernels")
+    try:
+        run([*pip, "--wheel-dir", stage.folders.wheels, CHECKOUT / "kernels" / "python"], env=variables, log=log)
+    except CommandFailedError as error:
+        raise BuildFailedError(
+            f"kernels/ could not be compiled:\n{error.what}", remedy=f"the whole output is in {log}"
+        ) from error
+    for wheel in stage.folders.wheels.glob("gb10_kernels-*.whl"):
+        facts = audit(wheel)
+        raise_on(check(facts, [Requirement.SM121]))
+        print(wheel.name, *sorted({target for container in facts.containers for target in container.sass()}))
+
+
 def prepare_packages(stage: Stage) -> None:
     """A CUDA_HOME and a patched FlashInfer in the environment that serves."""
     print(prepare(_given(stage), stage.line))
@@ -178,6 +224,7 @@ STAGES: Final[dict[str, Callable[[Stage], None]]] = {
     "patched": patch_sources,
     "native": compile_native,
     "wheel": make_wheel_of,
+    "kernels": compile_kernels,
     "packages": prepare_packages,
     "jit-cache": compile_modules,
 }

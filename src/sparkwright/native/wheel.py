@@ -119,7 +119,7 @@ def make_wheel(
                 )
             )
     _add_provenance(tree, how.source, origins)
-    made = _pack(tree, built.name, environment, folders, origins, log)
+    made = _pack(tree, environment, folders, origins, log)
     shutil.rmtree(scratch)
     return made
 
@@ -165,7 +165,7 @@ def take_wheel(
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
     origins = (Origin(part="vLLM", source=pinned.name, sha256=pinned.sha256, files=len(taken), size=size, why=why),)
     _add_provenance(tree, source, origins)
-    made = _pack(tree, archive.name.replace(old, new, 1), environment, folders, origins, log)
+    made = _pack(tree, environment, folders, origins, log)
     shutil.rmtree(scratch)
     return made
 
@@ -181,15 +181,17 @@ def _patched_files(source: Path) -> list[str]:
 
 def _pack(
     tree: Path,
-    name: str,
     environment: BuildEnvironment,
     folders: Layout,
     origins: Sequence[Origin],
     log: Path,
 ) -> Wheel:
     folders.wheels.mkdir(parents=True, exist_ok=True)
-    _run([environment.python, "-m", "wheel", "pack", tree, "--dest-dir", folders.wheels], log)
-    made = folders.wheels / name
+    packed = tree.parent / "packed"
+    packed.mkdir()
+    _run([environment.python, "-m", "wheel", "pack", tree, "--dest-dir", packed], log)
+    (wheel,) = packed.iterdir()  # its name is made from the tags inside, which are not always those of the archive
+    made = wheel.replace(folders.wheels / wheel.name)
     return Wheel(
         path=made.relative_to(CHECKOUT).as_posix(),
         size=made.stat().st_size,
