@@ -132,10 +132,13 @@ def patches(machine: Machine, _line: Line) -> Result:
 
 
 def libraries(machine: Machine, _line: Line) -> Result:
-    """The packages import, each in a fresh process, with the driver or, without one, with a stand-in for it."""
+    """The packages import, in a process of their own, with the driver or, without one, with a stand-in for it."""
     name = "libraries"
     if machine.installed.version("vllm") is None:
         return skipped(name, reason=_NOT_INSTALLED)
+    home = machine.cuda_home()
+    if not has_driver() and not (home and driver_stub(home).is_file()):
+        return skipped(name, reason="there is no libcuda.so.1, and no linker's stub to load vLLM's libraries with")
     with tempfile.TemporaryDirectory() as scratch:
         environment, note = with_driver(machine, Path(scratch))
         wanted = [one for one in PROBED if machine.installed.package(one.partition(".")[0])]

@@ -1,5 +1,6 @@
 """Judgements about what is installed, on a small image made of real metadata and receipts."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sparkwright import paths
 from sparkwright.audit import Readiness
 from sparkwright.doctor import code_targets, software_checks
 from sparkwright.doctor.installed import Installed
+from sparkwright.doctor.machine import Machine
 from sparkwright.doctor.model import Verdict
 from sparkwright.files import sha256_file, write_json
 from sparkwright.native.jit_build import JitReport, ModuleReport
@@ -165,3 +167,51 @@ def test_a_module_that_was_not_audited_is_refused(machine: MakeMachine, site: Pa
     result = software_checks.flashinfer_modules(machine(), LINE)
     assert result.verdict is Verdict.FAIL
     assert name in result.found
+
+
+@pytest.fixture
+def without_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software_checks, "has_driver", lambda: False)
+
+
+@pytest.fixture
+def with_stub(machine: MakeMachine, tmp_path: Path) -> Machine:
+    """A machine whose toolkit has the linker's stub, and whose packages are those of the small image."""
+    stub = tmp_path / "cuda" / "lib" / "stubs" / "libcuda.so"
+    stub.parent.mkdir(parents=True)
+    stub.write_bytes(b"")
+    usual = machine()
+    paths_of_python = os.pathsep.join(map(str, usual.installed.folders))
+    environment = {"HOME": "/", "PATH": os.defpath, "CUDA_HOME": str(tmp_path / "cuda"), "PYTHONPATH": paths_of_python}
+    return machine(environment=environment)
+
+
+@pytest.mark.usefixtures("without_driver")
+def test_libraries_cannot_be_judged_without_driver_and_stub(machine: MakeMachine) -> None:
+    result = software_checks.libraries(machine(), LINE)
+    assert result.verdict is Verdict.SKIPPED
+    assert "libcuda.so.1" in result.reason
+
+
+@pytest.mark.usefixtures("without_driver")
+def test_a_library_that_does_not_load_is_told_with_its_reason(
+    with_stub: Machine, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software_checks, "PROBED", ("torch", "vllm.worker", "absent"))
+    (site / "vllm" / "worker.py").write_text("import os\nassert os.environ['LD_LIBRARY_PATH']\n")
+    good = software_checks.libraries(with_stub, LINE)
+    assert (good.verdict, good.found) == (Verdict.WARN, "2 import, with the linker's stub in place of the driver")
+    (site / "vllm" / "worker.py").write_text("raise ImportError('undefined symbol: _ZN3c10')\n")
+    bad = software_checks.libraries(with_stub, LINE)
+    assert (bad.verdict, bad.reason) == (Verdict.FAIL, "vllm.worker: ImportError: undefined symbol: _ZN3c10")
+
+
+@pytest.mark.usefixtures("without_driver")
+def test_a_library_that_kills_its_process_ends_only_the_probe(
+    with_stub: Machine, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software_checks, "PROBED", ("vllm.worker",))
+    (site / "vllm" / "worker.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    result = software_checks.libraries(with_stub, LINE)
+    assert result.verdict is Verdict.FAIL
+    assert "brought the process down" in result.reason
