@@ -11,7 +11,7 @@ from sparkwright.run import run
 
 KERNELS: Final = CHECKOUT / "kernels"
 HERE: Final = Path(__file__).parent
-SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1")
+SANITIZERS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1")
 
 
 def shared_library(folder: Path, cuda_home: Path, sources: Sequence[Path], *options: str) -> Path:

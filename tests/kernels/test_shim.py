@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.kernels.build import HERE, SANITIZE, shared_library
-from tests.kernels.conftest import SANITIZED
 from tests.kernels.launchers import Array, environment
 
 pytestmark = pytest.mark.compiles
@@ -24,9 +22,8 @@ class Cases:
 
 
 @pytest.fixture(scope="module")
-def cases(cuda_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Cases:
-    options = SANITIZE if SANITIZED else ()
-    return Cases(shared_library(tmp_path_factory.mktemp("shim"), cuda_home, [HERE / "shim_cases.cu"], *options))
+def cases(shim_cases: Path) -> Cases:
+    return Cases(shim_cases)
 
 
 def result(cases: Cases, name: str, size: int) -> list[float]:
