@@ -37,7 +37,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str, str]]:
     for (verdict, shown), group in groupby(report.results, key=lambda one: (one.verdict, one.found or one.reason)):
         names = [one.name for one in group]
         if verdict is Verdict.SKIPPED:
-            yield ", ".join(names), verdict, shown
+            yield "\n".join(names), verdict, shown
         else:
             yield from ((name, verdict, shown) for name in names)
 
