@@ -31,7 +31,14 @@ SETTINGS = {"MAX_NUM_SEQS": "4", "HOST": "127.0.0.1"}
 def nvfp4(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, calibrated and quantized by modelopt."""
     folder = tmp_path_factory.mktemp("nvfp4") / "model"
-    run([environment("quantize.txt"), HERE.parent / "quantize/make_checkpoint.py", tiny_model, folder])
+    run(
+        [
+            environment("quantize.txt", editable=CHECKOUT),
+            HERE.parent / "quantize/make_checkpoint.py",
+            tiny_model,
+            folder,
+        ]
+    )
     return folder
 
 
