@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
-from sparkwright.errors import ConfigurationError
+from sparkwright.errors import ConfigurationError, UsageError
 from sparkwright.files import write_atomic
-from sparkwright.paths import CHECKOUT
+from sparkwright.image.base import current_digest
+from sparkwright.image.docker import Docker
+from sparkwright.paths import CHECKOUT, PINS
 from sparkwright.pins import base, default_line, load_line, load_toolchain
 from sparkwright.pins.copies import copies
 from sparkwright.pins.lock import lock as make_lock
@@ -27,6 +29,27 @@ def write_dockerfile() -> None:
     path = base.dockerfile()
     write_atomic(path, base.with_argument_block(path.read_text(encoding="utf-8")))
     note(f"made the ARG block of {path.name} from pins/")
+
+
+@app.command()
+def update(
+    what: Annotated[str, typer.Argument(help="What to pin anew: base, the image that the Dockerfile starts from.")],
+) -> None:
+    """Pin the digest that the base image has in its registry now, when the pinned one is gone; needs Docker."""
+    if what != "base":
+        raise UsageError(
+            f"{what} is not updated by a command", remedy="write its version and hashes into pins/ by hand"
+        )
+    pinned = base.load_base()
+    digest = current_digest(Docker(), pinned.image)
+    if digest == pinned.digest:
+        note(f"{pinned.image} still has the pinned digest {digest}")
+        return
+    path = PINS / "base.toml"
+    write_atomic(path, path.read_text(encoding="utf-8").replace(pinned.digest, digest))
+    write_dockerfile()
+    note(f"{pinned.image}: {pinned.digest} is now {digest}")
+    note("say in `why` of pins/base.toml where it came from, then build: the tests of the image decide")
 
 
 @app.command()

@@ -32,8 +32,8 @@ class Target:
     def tags(self) -> tuple[Tag, ...]:
         """The wheel tags that it accepts, best first."""
         major, newest = self.glibc
-        platforms = [f"manylinux_{major}_{minor}_{self.machine}" for minor in range(newest, 16, -1)]
-        platforms += [f"manylinux2014_{self.machine}", f"linux_{self.machine}"]
+        platforms = [f"manylinux_{major}_{minor}_{self.machine}" for minor in range(newest, 4, -1)]
+        platforms += [f"{name}_{self.machine}" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
         interpreter = f"cp{''.join(map(str, self.python))}"
         return (
             *cpython_tags(self.python, platforms=platforms),

@@ -47,22 +47,47 @@ class WheelListing:
     files: tuple[WheelFile, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The wheel of a release that suits a target, in the package index."""
+
+    release: Locked
+    name: str
+    address: str
+    sha256: str
+
+
+def find_wheels(locked: tuple[Locked, ...], target: Target) -> tuple[Found, ...]:
+    """The wheel that each release installs on `target`: one with a locked hash, and the best tag of these.
+
+    Raises:
+        UnavailableError: the index cannot be reached, or a release has no such wheel.
+    """
+    ranks = _ranks(target)
+    with Index() as index, ThreadPoolExecutor(_AT_ONCE) as pool:
+        return tuple(pool.map(lambda release: _found(index, release, ranks), locked))
+
+
 def list_wheels(locked: tuple[Locked, ...], target: Target) -> tuple[WheelListing, ...]:
     """The wheel that each release installs on `target`, with its contents.
 
     Raises:
-        UnavailableError: the index cannot be reached or gives no parts of files, or a release has no wheel there.
+        UnavailableError: as `find_wheels`, or the index gives no parts of files.
     """
-    ranks = {str(tag): rank for rank, tag in reversed(list(enumerate(target.tags())))}
+    ranks = _ranks(target)
     with Index() as index, ThreadPoolExecutor(_AT_ONCE) as pool, report.progress(unit="wheels") as progress:
         task = progress.add_task(f"reading {len(locked)} wheels", total=len(locked))
 
         def one(release: Locked) -> WheelListing:
-            listing = _listing(index, release, ranks)
+            listing = _listing(index, _found(index, release, ranks))
             progress.advance(task)
             return listing
 
         return tuple(pool.map(one, locked))
+
+
+def _ranks(target: Target) -> dict[str, int]:
+    return {str(tag): rank for rank, tag in reversed(list(enumerate(target.tags())))}
 
 
 def read_member(listing: WheelListing, path: str) -> bytes:
@@ -80,7 +105,7 @@ def read_member(listing: WheelListing, path: str) -> bytes:
     raise UnavailableError(f"the package index no longer has {listing.name}")
 
 
-def _listing(index: Index, release: Locked, ranks: dict[str, int]) -> WheelListing:
+def _found(index: Index, release: Locked, ranks: dict[str, int]) -> Found:
     candidates: list[tuple[int, str, str, str]] = []
     for package in index.packages(release.project):
         digest = package.digests.get("sha256", "")
@@ -95,7 +120,12 @@ def _listing(index: Index, release: Locked, ranks: dict[str, int]) -> WheelListi
             remedy="run `sparkwright pins lock`, and leave the project out if it must be compiled",
         )
     _, name, address, digest = min(candidates)
-    remote = _RemoteFile(index, address)
+    return Found(release=release, name=name, address=address, sha256=digest)
+
+
+def _listing(index: Index, found: Found) -> WheelListing:
+    release = found.release
+    remote = _RemoteFile(index, found.address)
     with zipfile.ZipFile(remote) as archive:
         files = tuple(
             WheelFile(path=entry.filename, size=entry.file_size, packed=entry.compress_size, crc=entry.CRC)
@@ -106,8 +136,8 @@ def _listing(index: Index, release: Locked, ranks: dict[str, int]) -> WheelListi
     return WheelListing(
         project=release.project,
         version=release.version,
-        name=name,
-        sha256=digest,
+        name=found.name,
+        sha256=found.sha256,
         size=remote.size,
         licence=licence_of(metadata),
         files=files,
