@@ -70,7 +70,6 @@ def test_its_libraries_load_with_the_stub(report: dict[str, Any]) -> None:
 
 def test_it_is_not_our_vllm(report: dict[str, Any]) -> None:
     assert (report["patches"]["verdict"], report["patches"]["found"]) == ("fail", "no receipt for vllm")
-    assert report["releases"]["verdict"] == "pass"
 
 
 def test_flash_attention_is_ptx_only(report: dict[str, Any]) -> None:
