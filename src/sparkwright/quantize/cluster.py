@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,9 +118,9 @@ class RangeActor:
 
     def close(self) -> None:
         """Remove the state: the run came to its end."""
-        import shutil
-
         shutil.rmtree(self._folder)
+        with suppress(OSError):  # another range of this node is not yet closed
+            self._folder.parent.rmdir()
         self._stack.close()
 
 
@@ -137,11 +138,11 @@ def on_nodes(
     nodes = options.nodes
     if nodes is None:
         raise UsageError("no cluster was named", remedy="add --ray auto")
-    local = nodes.address == "local"
     try:
+        # "local" is a cluster of its own, even where another one runs on this machine.
         ray.init(
-            address=None if local else nodes.address,
-            include_dashboard=False if local else None,
+            address=nodes.address,
+            include_dashboard=False if nodes.address == "local" else None,
             log_to_driver=False,
             configure_logging=False,
         )
@@ -152,13 +153,17 @@ def on_nodes(
         ) from error
     try:
         return _Pipeline(source, options, plan, samples, identity, shard, display).go()
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SparkwrightError):
-            raise error.cause from error
-        raise
     except ray.exceptions.RayError as error:
+        # What fails in one range reaches the driver through the ranges after it, wrapped once by each.
+        cause: BaseException | None = error
+        while isinstance(cause, ray.exceptions.RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, SparkwrightError):
+            raise cause from error
+        if not isinstance(cause, ray.exceptions.RayError):
+            raise
         raise UnavailableError(
-            f"an actor ended: {str(error).splitlines()[0]}",
+            "an actor ended before its work was done",
             cause="its node or process died, for instance for lack of memory",
             remedy="see that the node is back, then run the same command with --resume",
         ) from error
