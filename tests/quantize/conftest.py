@@ -9,7 +9,7 @@ import signal
 import string
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,8 +104,8 @@ class Warm:
                 job.status = int(rest[0])
                 job.ended.set()
 
-    def start(self, *argv: str | Path, **env: str) -> Job:
-        """Start a script of this folder, or `sparkwright`."""
+    def start(self, *argv: str | Path, die: tuple[int, Path] | None = None, **env: str) -> Job:
+        """Start a script of this folder, or `sparkwright`; `die` kills it at its n-th change of names in a folder."""
         words = [str(word) for word in argv]
         if words[0].endswith(".py"):
             words[0] = str(HERE / words[0])
@@ -113,21 +113,23 @@ class Warm:
         job = Job(argv=words, log=self.folder / f"{self._count}.log")
         self._waiting.append(job)
         assert self._process.stdin
-        self._process.stdin.write(json.dumps({"argv": words, "log": str(job.log), "env": env}).encode() + b"\n")
+        death = None if die is None else [die[0], str(die[1])]
+        order = {"argv": words, "log": str(job.log), "env": env, "die": death}
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
         assert job.changed.wait(60)
         return job
 
-    def run(self, *argv: str | Path, **env: str) -> str:
+    def run(self, *argv: str | Path) -> str:
         """Run a command to its end; what it wrote."""
-        job = self.start(*argv, **env)
+        job = self.start(*argv)
         status = job.wait()
         assert status == 0, f"{job.argv} ended with {status}\n{job.output[-6000:]}"
         return job.output
 
-    def tool(self, *words: str | Path) -> str:
-        """Run the Python of this environment anew; what it wrote."""
-        return run([self.python, *words], env=self.environment)
+    def tool(self, *words: str | Path, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None) -> str:
+        """Run the Python of this environment anew, behind the words of `prefix`; what it wrote."""
+        return run([*prefix, self.python, *words], env=self.environment | dict(env or {}))
 
     def close(self) -> None:
         """End the interpreter; its children must have ended before."""

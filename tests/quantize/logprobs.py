@@ -10,7 +10,7 @@ import sys
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process, where the kernel is registered
 
 import vllm.model_executor.kernels.linear as linear  # type: ignore[import-not-found]
-from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+from vllm import LLM, SamplingParams
 from vllm.platforms.interface import PlatformEnum  # type: ignore[import-not-found]
 
 PROMPT = [(7 * at + at * at) % 500 + 4 for at in range(96)]

@@ -1,9 +1,9 @@
 """Run commands in copies of an interpreter that has imported the slow packages once; started by conftest.Warm.
 
-Reads one JSON object a line: {"argv": [...], "log": FILE, "env": {...}}, where argv begins with a script's path or with
-`sparkwright`. For each it forks a child of its own session, and answers `started PID`; when the child has ended,
-`ended PID STATUS`. A child is a real process: it can be measured, limited and killed. What the imports print goes to
-stderr.
+Reads one JSON object a line: {"argv": [...], "log": FILE, "env": {...}, "die": [N, FOLDER]}, where argv begins with a
+script's path or with `sparkwright`. For each it forks a child of its own session, and answers `started PID`; when the
+child has ended, `ended PID STATUS`. A child is a real process: it can be measured, limited and killed. What the imports
+print goes to stderr.
 """
 
 import contextlib
@@ -83,6 +83,8 @@ def become(job: dict[str, object]) -> NoReturn:
             os.environ.update(job["env"])
         if isinstance(job["argv"], list):
             sys.argv = job["argv"]
+        if isinstance(job["die"], list):
+            die_before(*job["die"])
         status = perform()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -92,6 +94,22 @@ def become(job: dict[str, object]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def die_before(count: int, folder: str) -> None:
+    """Be killed right before the `count`-th time that something in a folder is renamed or removed."""
+    left = count
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event not in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+            return
+        if any(os.fspath(one).startswith(folder) for one in arguments[:2] if isinstance(one, str | os.PathLike)):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
 
 
 def perform() -> int:
