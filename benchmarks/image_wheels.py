@@ -1,6 +1,6 @@
 """How large the image's locked aarch64 wheels are once slimmed, and compressed as image layers are.
 
-`.venv/bin/python benchmarks/image_wheels.py STRIP RESULT` fetches every wheel of the default line's image, one at a time
+`.venv/bin/python benchmarks/image_wheels.py STRIP RESULT` fetches every wheel of the default line's image, one by one
 (4 GB in all), takes out what requirements/image-<line>.toml lists, and compresses the rest with zstd at two levels.
 STRIP is a `strip` for aarch64 (Debian: binutils-aarch64-linux-gnu).
 """
