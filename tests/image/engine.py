@@ -108,9 +108,10 @@ def start(trees: Trees, state: Path) -> Engine:
             raise AssertionError(f"no engine:\n{(state / 'dockerd.log').read_text()[-3000:]}")
         time.sleep(0.2)
     engine = Engine(process=process, state=state, trees=trees)
-    archive = trees.stand_in
-    environment = [word for name in ("SSL_CERT_FILE", "PIP_CERT") for word in ("--change", f"ENV {name}=/{BUNDLE}")]
-    engine.docker("import", *environment, "--change", 'CMD ["/bin/bash"]', archive, STAND_IN)
+    # An import anew would be another image, and nothing that was built on the first one would be found again.
+    if not engine.docker("image", "ls", "--quiet", STAND_IN):
+        variables = [word for name in ("SSL_CERT_FILE", "PIP_CERT") for word in ("--change", f"ENV {name}=/{BUNDLE}")]
+        engine.docker("import", *variables, "--change", 'CMD ["/bin/bash"]', trees.stand_in, STAND_IN)
     return engine
 
 

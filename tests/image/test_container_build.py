@@ -73,7 +73,6 @@ def test_a_patch_of_python_compiles_nothing_again(engine: Engine, context: Path)
 def test_a_change_of_what_is_served_compiles_nothing_again(engine: Engine, context: Path) -> None:
     with (context / "src/sparkwright/entrypoint/plan.py").open("a") as stream:
         stream.write("\n# A change.\n")
-    assert set(steps(built(engine, context, "native")).values()) <= {"CACHED", "DONE"}
     ends = steps(built(engine, context, "native"))
     assert {end for name, end in ends.items() if "RUN" in name} == {"CACHED"}, ends
 
