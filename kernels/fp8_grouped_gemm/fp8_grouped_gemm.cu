@@ -33,8 +33,8 @@ using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
 
 // What vLLM's SM90 and SM100 kernels are made of. The builder refuses it for SM120.
 using Tile = cute::Shape<cute::_128, cute::_128, cute::_128>;
-template class cutlass::gemm::kernel::GemmUniversal<
-    ProblemShape, Mainloop<Tile, LayoutA *, LayoutB *, cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperative>, Epilogue<Tile>>;
+static_assert(
+    sizeof(Mainloop<Tile, LayoutA *, LayoutB *, cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperative>::SharedStorage) > 0);
 
 #else
 

@@ -42,8 +42,11 @@ def test_weights_stream_in_loads_of_16_bytes(gemv: Compiled, target: str) -> Non
         assert count(loop, r"LDG\.E\.NA") == 4, name
         # x comes in loads of 16 bytes from shared memory, and the scales of four tiled rows with one.
         assert count(loop, r"LDS") == count(loop, r"LDS\.128") > 0, name
-        assert count(loop, r"LDG") == 4 + (1 if "tiled" in name else 4), name
-        assert count(loop, r"BAR|ST|ATOM|RED") == 0, name
+        assert count(loop, r"STG|ATOM|RED") == 0, name
+        # Where a warp has one chunk of what lies in shared memory, the loop is the one that fetches x.
+        fetches_x = "two warps" in name and name.split(", ")[1] in {"4 rows of x", "8 rows of x"}
+        assert (count(loop, r"BAR") > 0) == fetches_x, name
+        assert fetches_x or count(loop, r"LDG") == 4 + (1 if "tiled" in name else 4), name
 
 
 def test_the_targets_own_converts_are_used(gemv: Compiled) -> None:
