@@ -19,6 +19,6 @@ def tell(layer: str, reason: str | None) -> None:
     logger = init_logger("vllm.gb10_kernels")
     if reason is None:
         logger.debug("%s: up to 8 tokens go to gb10_kernels", layer)
-        logger.info_once("gb10_kernels takes up to 8 tokens at a time (first layer: %s)", layer)
+        logger.info_once("gb10_kernels takes up to 8 tokens at a time; layers that stay with vLLM are named")
     else:
         logger.warning("%s stays with vLLM's own kernel: %s", layer, reason)

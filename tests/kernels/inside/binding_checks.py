@@ -1,0 +1,224 @@
+"""What torch is told about the operators: schemas, fakes, torch.compile, and refusals that say what is wrong."""
+
+import re
+from typing import Any
+
+import pytest
+import torch  # type: ignore[import-not-found]
+from gb10_kernels import ops, reference, selftest  # type: ignore[import-not-found]
+from gb10_kernels.sparsity import keep_two_of_four  # type: ignore[import-not-found]
+
+OPS = torch.ops.gb10_kernels
+
+
+def weight(rows: int = 48, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    packed = torch.randint(0, 256, (rows, width // 2), dtype=torch.uint8, generator=g)
+    return packed, (torch.rand(rows, width // 16, generator=g) + 0.1).to(torch.float8_e4m3fn)
+
+
+def scale(value: float = 0.25) -> torch.Tensor:
+    return torch.tensor(value)
+
+
+def moe(tokens: int = 2) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(1)
+    return {
+        "x": torch.randn(tokens, 64, generator=g).to(torch.bfloat16),
+        "w13": torch.randint(0, 256, (3, 64, 32), dtype=torch.uint8, generator=g),
+        "s13": torch.ones(3, 64, 4).to(torch.float8_e4m3fn),
+        "g13": torch.ones(3, 2),
+        "w2": torch.randint(0, 256, (3, 64, 16), dtype=torch.uint8, generator=g),
+        "s2": torch.ones(3, 64, 2).to(torch.float8_e4m3fn),
+        "g2": torch.ones(3),
+        "topk_weights": torch.ones(tokens, 2),
+        "topk_ids": torch.tensor([[0, 1]] * tokens),
+        "expert_map": None,
+    }
+
+
+def samples() -> dict[str, tuple[Any, ...]]:
+    packed, scales = weight()
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    kept = keep_two_of_four(packed, scales, scale(), most_relative_l2_error=1.0)
+    return {
+        "nvfp4_gemv": (x, packed, scales, scale(), 48, False, False),
+        "nvfp4_quantize": (x, scale(100.0), True, False),
+        "nvfp4_gemv_2of4": (x, kept.values, kept.positions, scales, scale()),
+        "nvfp4_moe_decode": (
+            *moe().values(),
+            False,
+            False,
+            False,
+            torch.empty(2 * 2 * 32),
+            torch.empty(2, 64).to(x.dtype),
+        ),
+    }
+
+
+# Not test_schema: it multiplies every input to see whether it changes, and torch cannot multiply float8 on a CPU.
+OPCHECKS = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("name", samples())
+def test_opcheck(name: str) -> None:
+    torch.library.opcheck(getattr(OPS, name).default, samples()[name], test_utils=OPCHECKS)
+
+
+@pytest.mark.parametrize("name", samples())
+def test_only_what_the_schema_says_is_written(name: str) -> None:
+    operator = getattr(OPS, name).default
+    arguments = samples()[name]
+    before = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+    operator(*arguments)
+    for declared, old, new in zip(operator._schema.arguments, before, arguments, strict=True):
+        written = declared.alias_info is not None and declared.alias_info.is_write
+        if isinstance(new, torch.Tensor) and not written:
+            assert torch.equal(new.reshape(-1).view(torch.uint8), old.reshape(-1).view(torch.uint8)), declared.name
+
+
+@pytest.mark.parametrize("name", samples())
+def test_fakes_have_the_shapes_dtypes_and_strides_of_the_real(name: str) -> None:
+    arguments = samples()[name]
+    real = getattr(OPS, name)(*arguments)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        fake = getattr(OPS, name)(*fakes)
+    both = zip(real, fake, strict=True) if isinstance(real, tuple) else [(real, fake)] if real is not None else []
+    for one, other in both:
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+
+def test_torch_compile_without_a_break() -> None:
+    packed, scales = weight(64, 64)
+    layer = moe()
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.silu(ops.gemv(x, packed, scales, scale(0.01))) + 1
+        return ops.moe_decode(y, *list(layer.values())[1:-1]) * 2
+
+    # The graph is traced and functionalized as for inductor; what inductor generates is not under test.
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(layer["x"]), block(layer["x"]))
+
+
+def test_selftest_passes_here() -> None:
+    results = selftest.run("cpu")
+    assert len(results) >= 11
+    assert [result for result in results if not result.passed] == []
+
+
+def test_selftest_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops.gemv
+    monkeypatch.setattr(ops, "gemv", lambda *arguments, **named: right(*arguments, **named) * 1.01)
+    failed = {result.name for result in selftest.run("cpu") if not result.passed}
+    assert failed == {
+        f"nvfp4_gemv, {dtype}, {layout} scales" for dtype in ("bfloat16", "float16") for layout in ("linear", "tiled")
+    }
+
+
+def refusals() -> dict[str, tuple[str, dict[str, Any], str]]:
+    packed, scales = weight()
+    x = torch.zeros(1, 64, dtype=torch.bfloat16)
+    good = {"x": x, "weight": packed, "scales": scales, "global_scale": scale()}
+    experts = moe()
+    views = torch.zeros(1 + 64, dtype=torch.bfloat16)[1:].reshape(1, 64)
+    return {
+        "dtype of x": (
+            "gemv",
+            {**good, "x": x.float()},
+            "x is [1, 64] of Float; expected [any, any] of BFloat16 or Half",
+        ),
+        "too many rows": ("gemv", {**good, "x": x.expand(9, 64).contiguous()}, "x has 9 rows; 1 to 8 are taken"),
+        "no rows": ("gemv", {**good, "x": x[:0]}, "x has 0 rows; 1 to 8 are taken"),
+        "width": ("gemv", {**good, "x": x[:, :24].contiguous()}, "x has rows of 24; NVFP4 needs a multiple of 16"),
+        "strides": (
+            "gemv",
+            {**good, "x": torch.zeros(64, 2, dtype=x.dtype).T},
+            "x is not contiguous; call .contiguous()",
+        ),
+        "alignment": ("gemv", {**good, "x": views}, "x does not start at a multiple of 16 bytes"),
+        "weight's dtype": ("gemv", {**good, "weight": packed.to(torch.int8)}, "weight is [48, 32] of Char; expected"),
+        "weight too narrow": (
+            "gemv",
+            {**good, "weight": packed[:, :24].contiguous()},
+            "weight has rows of 24 bytes; a multiple",
+        ),
+        "scales too few": (
+            "gemv",
+            {**good, "scales": scales[:, :3].contiguous()},
+            "scales is [48, 3]; expected [48, 4] or more",
+        ),
+        "scales not in tiles": (
+            "gemv",
+            {**good, "tiled_scales": True},
+            "scales is [48, 4]; expected [128, 4] or more, in tiles",
+        ),
+        "global scale": (
+            "gemv",
+            {**good, "global_scale": torch.ones(2)},
+            "global_scale is [2] of Float; expected [] of Float",
+        ),
+        "rows": ("gemv", {**good, "rows": 49}, "rows is 49; weight has 48"),
+        "w13": (
+            "moe_decode",
+            {**experts, "w13": experts["w13"][:, :32].contiguous()},
+            "w13 is [3, 32, 32] of Byte; expected [3, 64, 32]",
+        ),
+        "s2": (
+            "moe_decode",
+            {**experts, "s2": experts["s2"].to(torch.float32)},
+            "s2 is [3, 64, 2] of Float; expected [3, 64, 2] of Float8",
+        ),
+        "g13": ("moe_decode", {**experts, "g13": torch.ones(3)}, "g13 is [3] of Float; expected [3, 2]"),
+        "topk_ids": (
+            "moe_decode",
+            {**experts, "topk_ids": experts["topk_ids"].to(torch.int16)},
+            "topk_ids is [2, 2] of Short",
+        ),
+        "topk_weights": (
+            "moe_decode",
+            {**experts, "topk_weights": torch.ones(2, 3)},
+            "topk_weights is [2, 3] of Float; expected [2, 2]",
+        ),
+        "workspace": (
+            "moe_decode",
+            {**experts, "workspace": torch.empty(127)},
+            "workspace has 127 elements; tokens * choices * inner = 128",
+        ),
+        "out": (
+            "moe_decode",
+            {**experts, "out": torch.empty(2, 64)},
+            "out is [2, 64] of Float; expected [2, 64] of BFloat16",
+        ),
+        "quantize": (
+            "quantize",
+            {"x": x[:, :24].contiguous(), "global_scale": scale()},
+            "x has rows of 24; NVFP4 needs",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", refusals())
+def test_refusals_say_what_is_wrong(case: str) -> None:
+    function, named, message = refusals()[case]
+    with pytest.raises((RuntimeError, NotImplementedError), match=re.escape(message)):
+        getattr(ops, function)(**named)
+
+
+def test_padding_of_the_weight_is_not_read() -> None:
+    packed, scales = weight(40, 48)
+    x = torch.randn(2, 48, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+    wide = torch.full((64, 32), 0x7F, dtype=torch.uint8)
+    wide[:40, :24] = packed
+    tiled = reference.tile_scales(scales)
+    padded = ops.gemv(x, wide, tiled, scale(), rows=40, tiled_scales=True)
+    assert torch.equal(padded, ops.gemv(x, packed, tiled, scale(), tiled_scales=True))
+
+
+def test_tiles_come_back_as_they_were() -> None:
+    for rows, blocks in [(1, 1), (128, 4), (129, 5), (300, 9)]:
+        scales = torch.randint(0, 256, (2, rows, blocks), dtype=torch.uint8).view(torch.float8_e4m3fn)
+        tiled = reference.tile_scales(scales)
+        assert tiled.shape[1] % 128 == 0
+        assert torch.equal(reference.untile_scales(tiled, rows, blocks).view(torch.uint8), scales.view(torch.uint8))
