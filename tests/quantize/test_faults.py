@@ -50,7 +50,7 @@ def test_killed_wherever_something_is_made_final(
     tmp_path: Path,
     first: int,
 ) -> None:
-    """Every step ends with a rename, or with removing what it needed: runs die before each of them, here every third."""
+    """Every step ends with a rename, or with removing what it needed: runs die before every third of them."""
     deaths = 0
     for change in itertools.count(first, 3):
         output = tmp_path / f"made-{change}"
@@ -129,12 +129,16 @@ def test_a_full_disk_is_named_and_more_room_is_enough(
     assert contents(output) == undisturbed[0]
 
 
-@pytest.mark.parametrize(("filling", "what"), [(b"\0", "zeros"), (b"\xff", "NaN")])
+@pytest.mark.parametrize(
+    ("filling", "message"),
+    [(b"\0", "have no finite, positive range: model.layers.0."), (b"\xff", "cannot measure model.layers.0: ")],
+    ids=["zeros", "NaN"],
+)
 def test_activations_without_a_range_stop_the_run(
-    quantizing: "Warm", data: Path, tmp_path: Path, filling: bytes, what: str
+    quantizing: "Warm", data: Path, tmp_path: Path, filling: bytes, message: str
 ) -> None:
     """No scale is made up for what could not be measured."""
-    source = tmp_path / what
+    source = tmp_path / "model"
     quantizing.run("make_model.py", source, "--layers", "2")
     embedding = read_checkpoint(source).tensors["model.embed_tokens.weight"]
     with embedding.path.open("r+b") as stream:
@@ -142,6 +146,6 @@ def test_activations_without_a_range_stop_the_run(
         stream.write(filling * embedding.nbytes)
     job = quantizing.start("sparkwright", *command(source, tmp_path / "made", data))
     assert job.wait() == ConfigurationError.exit_code, job.output
-    assert "have no finite, positive range: model.layers.0." in job.output
+    assert message in job.output
     assert "Traceback" not in job.output
     assert not (tmp_path / "made/config.json").exists()

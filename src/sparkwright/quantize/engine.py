@@ -313,7 +313,14 @@ class Stage:
 
     def calibrate(self, forward_samples: Callable[[], None]) -> dict[str, Any]:
         """Let modelopt watch the samples go through; the amax of every quantizer that saw something, by its name."""
-        mtq.calibrate(self._model, "max", forward_loop=lambda _: forward_samples())
+        try:
+            mtq.calibrate(self._model, "max", forward_loop=lambda _: forward_samples())
+        except AssertionError as error:  # how modelopt says that it saw NaN
+            raise ConfigurationError(
+                f"modelopt cannot measure {self._name}: {error}",
+                cause="the weights or the hidden states hold values that are not finite",
+                remedy=f"sparkwright checkpoint verify {self._architecture.source.root} looks for them",
+            ) from error
         return {name: one.amax.detach().to("cpu") for name, one in self._quantizers() if one.amax is not None}
 
     def export(self, amax: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
