@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_the_modes_plan_what_they_would_start(run: Run) -> None:
 
     served = plan("--env", "MODEL=a/b", command=("serve", "--max-num-seqs", "8"))
     assert served["argv"][:3] == ["vllm", "serve", "a/b"]
-    assert served["argv"][-2:] == ["--max-num-seqs", "8"]
+    assert served["argv"][served["argv"].index("--max-num-seqs") + 1] == "8"
     assert plan(command=("serve", "--model", "x"))["argv"][:2] == ["vllm", "serve"]
     assert plan("--env", "RECIPE=qwen3-8b-nvfp4", command=())["argv"][:2] == ["vllm", "serve"]
     secret = plan("--env", "MODEL=a/b", "--env", "VLLM_API_KEY=hidden-word", command=("serve",))
@@ -158,18 +159,28 @@ def test_any_other_command_runs_as_it_is(run: Run) -> None:
     assert run(command=("python", "-c", "print(6 * 7)")) == "42"
 
 
-def serving(container: Callable[..., str], *options: str) -> str:
+@pytest.fixture
+def serving(engine: Engine, container: Callable[..., str]) -> Callable[..., str]:
     """A container that serves, with a stand-in for vLLM that needs no GPU: everything around it is the image's."""
-    return container(
-        *("--volume", f"{_SERVER}:/stub/vllm:ro", "--env", "PATH=/stub:/opt/venv/bin:/usr/bin:/bin"),
-        *("--env", "MODEL=a/b", "--env", "HEALTH_STALL_SECONDS=2", "--health-interval", "1s"),
-        *("--health-start-period", "0s", "--health-retries", "2", *options),
-        command=("serve",),
-    )
+    stub = engine.state / "stub" / "vllm"
+    stub.parent.mkdir(exist_ok=True)
+    shutil.copyfile(_SERVER, stub)
+    stub.chmod(0o755)
+
+    def go(*options: str) -> str:
+        return container(
+            # The engine sees its own tree, and of this machine its state alone.
+            *("--volume", "/state/stub:/stub:ro", "--env", "PATH=/stub:/opt/venv/bin:/usr/bin:/bin"),
+            *("--env", "MODEL=a/b", "--env", "HEALTH_STALL_SECONDS=2", "--health-interval", "1s"),
+            *("--health-start-period", "0s", "--health-retries", "2", *options),
+            command=("serve",),
+        )
+
+    return go
 
 
-def test_sigterm_reaches_what_is_served(engine: Engine, container: Callable[..., str]) -> None:
-    name = serving(container)
+def test_sigterm_reaches_what_is_served(engine: Engine, serving: Callable[..., str]) -> None:
+    name = serving()
     assert until(lambda: "listening" in engine.docker("logs", name), 60)
     assert engine.docker("exec", name, "cat", "/proc/1/comm") == "python3"
     started = time.monotonic()
@@ -179,8 +190,8 @@ def test_sigterm_reaches_what_is_served(engine: Engine, container: Callable[...,
     assert engine.docker("inspect", "--format", "{{.State.ExitCode}}", name) == "0"
 
 
-def test_the_healthcheck_sees_a_server_that_hangs(engine: Engine, container: Callable[..., str]) -> None:
-    name = serving(container)
+def test_the_healthcheck_sees_a_server_that_hangs(engine: Engine, serving: Callable[..., str]) -> None:
+    name = serving()
 
     def health() -> str:
         return engine.docker("inspect", "--format", "{{.State.Health.Status}}", name)
@@ -193,8 +204,8 @@ def test_the_healthcheck_sees_a_server_that_hangs(engine: Engine, container: Cal
 
 
 @pytest.mark.parametrize("options", [(), ("--user", "1234:1234"), ("--read-only", "--tmpfs", "/tmp")])
-def test_it_serves_as_anyone(engine: Engine, container: Callable[..., str], options: tuple[str, ...]) -> None:
-    name = serving(container, "--cap-drop", "ALL", "--security-opt", "no-new-privileges", *options)
+def test_it_serves_as_anyone(engine: Engine, serving: Callable[..., str], options: tuple[str, ...]) -> None:
+    name = serving("--cap-drop", "ALL", "--security-opt", "no-new-privileges", *options)
     assert until(lambda: "listening" in engine.docker("logs", name), 60)
     engine.docker("exec", name, "bash", "-c", "touch /cache/mine")
     if "--read-only" in options:
