@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from sparkwright.files import explain_write_errors, write_atomic
 from sparkwright.quantize.activations import Activations
 from sparkwright.quantize.engine import Architecture, Stage
+from sparkwright.quantize.heap import give_large_blocks_back, give_rest_back
 from sparkwright.quantize.options import Recipe
 from sparkwright.quantize.state import Position, read_position, write_position
 
@@ -65,6 +66,7 @@ class Worker:
         # What is loaded by now stays: collecting garbage after each layer need not look at all of torch.
         gc.collect()
         gc.freeze()
+        give_large_blocks_back()
 
     @property
     def next_batch(self) -> int:
@@ -181,5 +183,6 @@ def _largest(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
 
 def _release() -> None:
     gc.collect()
+    give_rest_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,0 +1,31 @@
+"""Keep the process as small as what it holds, layer after layer.
+
+glibc gives large blocks to its own heap once one of them was freed, and keeps freed heap: with every layer the process
+would grow a little.
+"""
+
+import ctypes
+import os
+from typing import Final
+
+_MMAP_THRESHOLD: Final = -3  # mallopt's name for: blocks from this size on go back to the system when they are freed
+_THRESHOLD_BYTES: Final = 1024 * 1024
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+def give_large_blocks_back() -> None:
+    """Before the first layer."""
+    if (library := _glibc()) is not None:
+        library.mallopt(_MMAP_THRESHOLD, _THRESHOLD_BYTES)
+    # Threads that load weights would each keep a heap of their own.
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+
+
+def give_rest_back() -> None:
+    """After a layer."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
