@@ -53,6 +53,9 @@ class RecordedSize(Strict):
     system: int = Field(gt=0)
     """Base image, Python, C++ compiler, RDMA libraries, sparkwright."""
     system_zstd: int = Field(gt=0)
+    vllm_smaller: int = Field(ge=0)
+    """By how much the vLLM that is made here is smaller than the official wheel without what is unbuilt."""
+    vllm_smaller_zstd: int = Field(ge=0)
     why: Text
 
 

@@ -114,12 +114,14 @@ def report_of(inventory: Inventory, contents: Contents) -> SizeReport:
     groups = {name: [one for one in inventory.entries if layer_of(one.project) == name] for name in order}
     layers = [LayerSize(name=SYSTEM, packages=0, size=recorded.system, zstd=recorded.system_zstd)]
     for name, entries in groups.items():
+        ours = any(one.project == "vllm" for one in entries)
         layers.append(
             LayerSize(
                 name=name,
                 packages=len(entries),
-                size=sum(one.kept for one in entries),
-                zstd=round(sum(one.kept_packed for one in entries) * ZSTD_OF_DEFLATE),
+                size=sum(one.kept for one in entries) - (recorded.vllm_smaller if ours else 0),
+                zstd=round(sum(one.kept_packed for one in entries) * ZSTD_OF_DEFLATE)
+                - (recorded.vllm_smaller_zstd if ours else 0),
             )
         )
     return SizeReport(
