@@ -1,6 +1,10 @@
 """What torch is told about the operators: schemas, fakes, torch.compile, and refusals that say what is wrong."""
 
+import json
 import re
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,3 +226,27 @@ def test_tiles_come_back_as_they_were() -> None:
         tiled = reference.tile_scales(scales)
         assert tiled.shape[1] % 128 == 0
         assert torch.equal(reference.untile_scales(tiled, rows, blocks).view(torch.uint8), scales.view(torch.uint8))
+
+
+def test_the_benchmark_walks_through_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[3] / "benchmarks/kernels/decode.py"
+    result = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", [str(script), "--dry-run", "--tokens", "1", "--output", str(result)])
+    benchmark = runpy.run_path(str(script))
+    assert benchmark["main"]() == 0
+    rows = json.loads(result.read_text())["rows"]
+    assert [row["kernel"] for row in rows] == [
+        *("nvfp4_moe_decode, linear scales", "nvfp4_moe_decode, tiled scales", "Marlin"),
+        *("nvfp4_gemv, linear scales", "nvfp4_gemv, tiled scales", "Marlin"),
+    ]
+    assert all((row["microseconds"] is None) == (row["kernel"] == "Marlin") for row in rows)
+    assert all(row["error"] < 2**-7 for row in rows if row["kernel"] != "Marlin")
+    # 4.5 bits a weight at 273 GB/s: two experts of 3 * 32 * 16 weights, and 32 * 64 weights.
+    weights = [round(row["gb10_microseconds"] * 273e3 / (4.5 / 8)) for row in rows]
+    assert weights == [2 * 3 * 32 * 16] * 3 + [32 * 64] * 3
+    right = ops.gemv
+    monkeypatch.setattr(ops, "gemv", lambda *arguments, **named: right(*arguments, **named) * 1.1)
+    assert benchmark["main"]() == 1
+    assert "WRONG: nvfp4_gemv" in capsys.readouterr().err

@@ -1,0 +1,387 @@
+"""The decode kernels against this GPU's own copy bandwidth and against vLLM's Marlin, in one run.
+
+Run it where gb10_kernels and vLLM are installed: python benchmarks/kernels/decode.py --output result.json
+Marlin is the installed vLLM's; without vLLM its column says so. --dry-run walks through everything on tiny layers, on
+the CPU too, and its times mean nothing.
+
+A time is the median over replays of a CUDA graph that runs the kernel once on each of several copies of the layer,
+which together are larger than the GPU's last-level cache three times over. Every result is compared with the float64
+reference before it is timed.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch  # type: ignore[import-not-found]
+
+GB10_BANDWIDTH = 273e9
+BYTES_A_WEIGHT = 4.5 / 8
+ERROR_ALLOWED = 2.0**-7  # of the largest value; bfloat16's rounding is 2^-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A linear layer."""
+
+    name: str
+    rows: int
+    width: int
+
+    def bytes_read(self, tokens: int, distinct: int) -> float:
+        """Weights and scales, once."""
+        del tokens, distinct
+        return self.rows * self.width * BYTES_A_WEIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The routed experts of a layer."""
+
+    name: str
+    hidden: int
+    inner: int
+    experts: int
+    choices: int
+
+    def bytes_read(self, tokens: int, distinct: int) -> float:
+        """Weights and scales of the experts that are hit, each once."""
+        del tokens
+        return distinct * 3 * self.hidden * self.inner * BYTES_A_WEIGHT
+
+
+# From the models' public configurations; one tensor-parallel rank.
+LAYERS: tuple[Dense | Experts, ...] = (
+    Experts(name="Qwen3-Next-80B-A3B experts", hidden=2048, inner=512, experts=512, choices=10),
+    Dense(name="Qwen3-Next-80B-A3B attention qkv", rows=9216, width=2048),
+    Dense(name="Qwen3-Next-80B-A3B attention o", rows=2048, width=4096),
+    Dense(name="Qwen3-Next-80B-A3B shared expert gate_up", rows=1024, width=2048),
+    Dense(name="Qwen3-32B qkv", rows=10240, width=5120),
+    Dense(name="Qwen3-32B o", rows=5120, width=8192),
+    Dense(name="Qwen3-32B gate_up", rows=51200, width=5120),
+    Dense(name="Qwen3-32B down", rows=5120, width=25600),
+    Dense(name="123B qkv", rows=14336, width=12288),
+    Dense(name="123B o", rows=12288, width=12288),
+    Dense(name="123B gate_up", rows=57344, width=12288),
+    Dense(name="123B down", rows=12288, width=28672),
+)
+TINY: tuple[Dense | Experts, ...] = (
+    Experts(name="tiny experts", hidden=32, inner=16, experts=4, choices=2),
+    Dense(name="tiny linear", rows=32, width=64),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to measure."""
+
+    device: str
+    replays: int
+    cache_bytes: int
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One kernel on one layer."""
+
+    layer: str
+    tokens: int
+    kernel: str
+    microseconds: float | None
+    bytes_read: float
+    of_copy: float | None
+    gb10_microseconds: float
+    error: float | None
+    note: str = ""
+
+
+def main() -> int:
+    """Measure, print a table, write the raw result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="tiny layers, few replays, any device")
+    parser.add_argument("--output", type=Path, help="where the raw result goes")
+    parser.add_argument("--replays", type=int, default=120, help="at least 100 for a result worth storing")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 8])
+    options = parser.parse_args()
+    if not options.dry_run and not torch.cuda.is_available():
+        parser.error("there is no GPU; --dry-run needs none")
+    settings = _settings(options.dry_run, options.replays)
+    bandwidth, copied = _copy_bandwidth(settings)
+    print(f"device copy: {bandwidth / 1e9:.1f} GB/s, read and written bytes of {copied} counted")
+    rows = []
+    for layer in TINY if options.dry_run else LAYERS:
+        for tokens in options.tokens:
+            for row in _measure(layer, tokens, settings, bandwidth):
+                rows.append(row)
+                print(_line(row), flush=True)
+    record = {
+        "case": "kernels-decode",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+        "dry_run": options.dry_run,
+        "machine": _machine(settings),
+        "copy_bytes_per_second": bandwidth,
+        "replays": settings.replays,
+        "rows": [asdict(row) for row in rows],
+    }
+    if options.output:
+        options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    wrong = [row for row in rows if row.error is not None and not row.error <= ERROR_ALLOWED]
+    for row in wrong:
+        print(
+            f"WRONG: {row.kernel} on {row.layer}, {row.tokens} tokens: relative error {row.error:.1e}", file=sys.stderr
+        )
+    return 1 if wrong else 0
+
+
+def _settings(dry_run: bool, replays: int) -> Settings:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cache = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 0
+    return Settings(device=device, replays=1 if dry_run else replays, cache_bytes=0 if dry_run else cache)
+
+
+def _machine(settings: Settings) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": settings.device,
+    }
+    if settings.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "gpu": properties.name,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "last_level_cache_bytes": properties.L2_cache_size,
+            "cuda": torch.version.cuda,
+        }
+    return facts
+
+
+def _copy_bandwidth(settings: Settings) -> tuple[float, str]:
+    size = max(4 * settings.cache_bytes, 2**30) if settings.cache_bytes else 2**16
+    source = torch.empty(size, dtype=torch.uint8, device=settings.device)
+    target = torch.empty_like(source)
+    seconds = _time([lambda: target.copy_(source)], settings)
+    return 2 * size / seconds, f"{size / 2**20:.2f} MiB"
+
+
+def _time(calls: Sequence[Callable[[], object]], settings: Settings) -> float:
+    """The median seconds of one call, when all calls run one after another."""
+    for call in calls:
+        call()
+    if settings.device == "cpu":
+        return float(statistics.median(_seconds(calls) for _ in range(settings.replays))) / len(calls)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(settings.replays):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return float(statistics.median(times)) / len(calls)
+
+
+def _seconds(calls: Sequence[Callable[[], object]]) -> float:
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    return time.perf_counter() - start
+
+
+def _measure(layer: Dense | Experts, tokens: int, settings: Settings, bandwidth: float) -> Iterator[Row]:
+    attempts = _dense(layer, tokens, settings) if isinstance(layer, Dense) else _experts(layer, tokens, settings)
+    for kernel, distinct, attempt in attempts:
+        try:
+            calls, got, wanted = attempt()
+        except (ImportError, RuntimeError, AttributeError, TypeError) as error:
+            calls, got, wanted = [], None, None
+            note = f"not measured: {type(error).__name__}: {error}".splitlines()[0]
+        else:
+            note = f"{len(calls)} copies"
+        read = layer.bytes_read(tokens, distinct)
+        seconds = _time(calls, settings) if calls else None
+        yield Row(
+            layer=layer.name,
+            tokens=tokens,
+            kernel=kernel,
+            microseconds=None if seconds is None else seconds * 1e6,
+            bytes_read=read,
+            of_copy=None if seconds is None else read / seconds / bandwidth,
+            gb10_microseconds=read / GB10_BANDWIDTH * 1e6,
+            error=None if got is None else ((got.double() - wanted).abs().max() / wanted.abs().max()).item(),
+            note=note,
+        )
+
+
+Attempt = Callable[[], tuple[list[Callable[[], Any]], Any, Any]]
+
+
+def _copies(size: float, settings: Settings) -> int:
+    return max(1, -(-3 * settings.cache_bytes // int(size)) + 1)
+
+
+def _weights(settings: Settings, *shape: int) -> tuple[Any, Any]:
+    *experts, rows, width = shape
+    packed = torch.randint(0, 256, (*experts, rows, width // 2), dtype=torch.uint8, device=settings.device)
+    scales = (torch.rand(*experts, rows, width // 16, device=settings.device) + 0.25).to(torch.float8_e4m3fn)
+    return packed, scales
+
+
+def _dense(layer: Dense, tokens: int, settings: Settings) -> Iterator[tuple[str, int, Attempt]]:
+    from gb10_kernels import reference  # type: ignore[import-not-found]
+
+    x = torch.randn(tokens, layer.width, device=settings.device, dtype=torch.bfloat16)
+    scale = torch.tensor(0.01, device=settings.device)
+    copies = [
+        _weights(settings, layer.rows, layer.width) for _ in range(_copies(layer.bytes_read(tokens, 0), settings))
+    ]
+    # In slices of rows: the float64 weights of a whole layer would not fit beside it.
+    slices = [slice(start, start + 2048) for start in range(0, layer.rows, 2048)]
+    packed, scales = copies[0]
+    wanted = torch.cat([reference.gemv(x, packed[s], scales[s], scale) for s in slices], dim=1)
+
+    def ours(*, tiled: bool) -> Attempt:
+        def attempt() -> tuple[list[Callable[[], Any]], Any, Any]:
+            from gb10_kernels import ops
+
+            kept = [(w, reference.tile_scales(s) if tiled else s) for w, s in copies]
+            calls: list[Callable[[], Any]] = [partial(ops.gemv, x, w, s, scale, tiled_scales=tiled) for w, s in kept]
+            return calls, calls[0](), wanted
+
+        return attempt
+
+    def marlin() -> tuple[list[Callable[[], Any]], Any, Any]:
+        from vllm.model_executor.layers.quantization.utils import marlin_utils_fp4  # type: ignore[import-not-found]
+
+        _want_cuda(settings)
+        made = [_marlin_linear(layer, w, s, scale, marlin_utils_fp4) for w, s in copies]
+        calls: list[Callable[[], Any]] = [partial(_marlin_apply, layer, x, module, marlin_utils_fp4) for module in made]
+        return calls, calls[0](), wanted
+
+    yield "nvfp4_gemv, linear scales", 0, ours(tiled=False)
+    yield "nvfp4_gemv, tiled scales", 0, ours(tiled=True)
+    yield "Marlin", 0, marlin
+
+
+def _marlin_linear(layer: Dense, packed: Any, scales: Any, scale: Any, marlin: Any) -> Any:  # noqa: ANN401
+    module = torch.nn.Module()
+    module.output_size_per_partition, module.input_size_per_partition = layer.rows, layer.width
+    module.params_dtype = torch.bfloat16
+    for name, value in {
+        "weight": packed.clone(),
+        "weight_scale": scales.clone(),
+        "weight_global_scale": scale.clone(),
+    }.items():
+        module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+    marlin.prepare_fp4_layer_for_marlin(module)
+    return module
+
+
+def _marlin_apply(layer: Dense, x: Any, module: Any, marlin: Any) -> Any:  # noqa: ANN401
+    return marlin.apply_fp4_marlin_linear(
+        input=x,
+        weight=module.weight,
+        weight_scale=module.weight_scale,
+        weight_global_scale=module.weight_global_scale,
+        workspace=None,
+        size_n=layer.rows,
+        size_k=layer.width,
+    )
+
+
+def _experts(layer: Experts, tokens: int, settings: Settings) -> Iterator[tuple[str, int, Attempt]]:
+    from gb10_kernels import reference
+
+    device = settings.device
+    x = torch.randn(tokens, layer.hidden, device=device, dtype=torch.bfloat16)
+    w13, s13 = _weights(settings, layer.experts, 2 * layer.inner, layer.hidden)
+    w2, s2 = _weights(settings, layer.experts, layer.hidden, layer.inner)
+    g13 = torch.full((layer.experts, 2), 0.01, device=device)
+    g2 = torch.full((layer.experts,), 0.01, device=device)
+    weights = torch.softmax(torch.randn(tokens, layer.choices, device=device), dim=-1)
+    # Other experts each time, all different within a token: that is what keeps the caches cold.
+    per_call = tokens * layer.choices / layer.experts * layer.bytes_read(tokens, layer.experts)
+    routes = [
+        torch.stack([torch.randperm(layer.experts, device=device)[: layer.choices] for _ in range(tokens)]).int()
+        for _ in range(_copies(per_call, settings))
+    ]
+    distinct = round(statistics.mean(len(route.unique()) for route in routes))
+    wanted = reference.moe_decode(x, w13, s13, g13, w2, s2, g2, weights, routes[0])
+
+    def ours(*, tiled: bool) -> Attempt:
+        def attempt() -> tuple[list[Callable[[], Any]], Any, Any]:
+            from gb10_kernels import ops
+
+            first, second = (reference.tile_scales(s13), reference.tile_scales(s2)) if tiled else (s13, s2)
+            workspace = ops.moe_workspace(tokens, layer.choices, layer.inner, x.device)
+
+            def call(route: Any) -> Any:  # noqa: ANN401
+                arguments = (x, w13, first, g13, w2, second, g2, weights, route)
+                return ops.moe_decode(*arguments, tiled_scales=tiled, workspace=workspace)
+
+            return [partial(call, route) for route in routes], call(routes[0]), wanted
+
+        return attempt
+
+    def marlin() -> tuple[list[Callable[[], Any]], Any, Any]:
+        from vllm.model_executor.layers.fused_moe.experts.marlin_moe import fused_marlin_moe  # type: ignore[import-not-found]
+        from vllm.model_executor.layers.quantization.utils import marlin_utils_fp4
+        from vllm.scalar_type import scalar_types  # type: ignore[import-not-found]
+
+        _want_cuda(settings)
+        shape = SimpleNamespace(
+            num_experts=layer.experts,
+            hidden_size=layer.hidden,
+            intermediate_size_per_partition=layer.inner,
+            params_dtype=torch.bfloat16,
+        )
+        p13, q13, r13, p2, q2, r2 = marlin_utils_fp4.prepare_nvfp4_moe_layer_for_marlin(
+            shape, w13, s13, g13[:, 0].contiguous(), w2, s2, g2, is_act_and_mul=True
+        )
+
+        def call(route: Any) -> Any:  # noqa: ANN401
+            return fused_marlin_moe(
+                x, p13, p2, None, None, q13, q2, weights, route, scalar_types.float4_e2m1f.id,
+                global_num_experts=layer.experts, global_scale1=r13, global_scale2=r2,
+            )  # fmt: skip
+
+        return [partial(call, route) for route in routes], call(routes[0]), wanted
+
+    yield "nvfp4_moe_decode, linear scales", distinct, ours(tiled=False)
+    yield "nvfp4_moe_decode, tiled scales", distinct, ours(tiled=True)
+    yield "Marlin", distinct, marlin
+
+
+def _want_cuda(settings: Settings) -> None:
+    if settings.device != "cuda":
+        raise RuntimeError("Marlin runs on CUDA only")
+
+
+def _line(row: Row) -> str:
+    measured = "-" if row.microseconds is None else f"{row.microseconds:.1f} us"
+    share = "-" if row.of_copy is None else f"{row.of_copy:.0%} of copy"
+    error = "-" if row.error is None else f"error {row.error:.1e}"
+    roofline = f"GB10 at 273 GB/s: {row.gb10_microseconds:.1f} us"
+    named = f"{row.layer:<42} M={row.tokens} {row.kernel:<32}"
+    return f"{named} {measured:>12} {share:>14}  {error:<14} {roofline}  {row.note}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
