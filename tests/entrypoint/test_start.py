@@ -69,8 +69,8 @@ def test_a_wrong_word_for_the_package_is_a_wrong_command_line(entrypoint: Entryp
 
 def test_bench_is_vllms_load_generator_against_this_server(entrypoint: Entrypoint) -> None:
     ran = entrypoint.run("bench", "--num-prompts", "4", env={**MODEL, "PORT": "9000", "VLLM_API_KEY": "hush"})
-    argv = ["vllm", "bench", "serve", "--host", "127.0.0.1", "--port", "9000", "--num-prompts", "4"]
-    assert ran.record["argv"] == argv
+    server = ["vllm", "bench", "serve", "--host", "127.0.0.1", "--port", "9000"]
+    assert ran.record["argv"] == [*server, "--model", "owner/name", "--num-prompts", "4"]
     assert ran.record["env"]["OPENAI_API_KEY"] == "hush"
     assert "hush" not in ran.stdout + ran.stderr
     assert entrypoint.run("--dry-run", "bench", env={"VLLM_API_KEY": "hush"}).stdout.count("hush") == 0

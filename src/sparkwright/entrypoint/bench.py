@@ -8,8 +8,9 @@ from sparkwright.entrypoint.variables import Values
 
 
 def plan(values: Values, words: Sequence[str], _: Host, secrets: Mapping[str, str]) -> Plan:
-    """Plan `vllm bench serve`; it finds the model itself, and reads the key under another name."""
+    """Plan `vllm bench serve`; it reads the key under another name, and asks for the models' names without it."""
     key = values.environment.get("VLLM_API_KEY") or secrets.get("VLLM_API_KEY")
     named = {"OPENAI_API_KEY": key} if key and not values.environment.get("OPENAI_API_KEY") else {}
     server = ("--host", reachable(values.text("HOST")), "--port", str(values.number("PORT")))
-    return Plan(argv=("vllm", "bench", "serve", *server, *words), secrets={**secrets, **named})
+    model = ("--model", values.text("MODEL")) if values.given("MODEL") else ()
+    return Plan(argv=("vllm", "bench", "serve", *server, *model, *words), secrets={**secrets, **named})

@@ -23,7 +23,7 @@ The image is configured by its first words, by environment variables, and by opt
 | `ray-worker` | a node of a Ray cluster; further words go to `ray start` |
 | `bash` | a shell |
 | `health` | the healthcheck of whatever this container was started as |
-| `bench` | `vllm bench serve` against the server on HOST and PORT; further words go to it |
+| `bench` | `vllm bench serve` against the server on HOST and PORT, of MODEL where it is set; further words go to it |
 | `doctor`, `about`, `recipe`, `checkpoint`, `quantize`, `audit`, `patch` | `sparkwright` with these words |
 | anything else | that command, as it is |
 
