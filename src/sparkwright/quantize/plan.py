@@ -15,9 +15,12 @@ from sparkwright.quantize.options import Options, Recipe
 from sparkwright.quantize.source import Source
 
 FIXED_BYTES: Final = 2_000_000_000
-"""The interpreter with torch, transformers and modelopt, and what modelopt needs to pack one Linear."""
+"""The interpreter with torch, transformers and modelopt, and what small Linears need while they are packed."""
 NVFP4_BYTES: Final = 0.5 + 1 / 16
 """Bytes per weight: four bits, and an eight-bit scale for each sixteen."""
+PACKING_BYTES: Final = 10.5
+"""What modelopt 0.47 takes per weight while it packs a Linear, besides the weight; measured on a CPU."""
+_PROGRAM_BYTES: Final = 1_000_000_000
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _SAVE_EVERY_LAYER_BELOW: Final = 1_000_000_000
 _SAVE_SELDOM: Final = 8
@@ -55,8 +58,8 @@ class Plan:
         if self.memory > self.memory_available:
             raise ConfigurationError(
                 f"{_gb(self.memory)} of memory are needed, {_gb(self.memory_available)} are available",
-                cause=f"two layers of {_gb(self.largest_layer)}, {_gb(self.window)} for one sample, "
-                f"{_gb(FIXED_BYTES)} for the program",
+                cause=f"two layers of {_gb(self.largest_layer)} or one and the packing of its largest Linear, "
+                f"{_gb(self.window)} for one sample, and the program",
                 remedy="end other programs, lower --length, or give a machine with more memory",
             )
         need = self.output + (self.scratch if self.one_disk else 0)
@@ -77,10 +80,12 @@ def make_plan(source: Source, options: Options) -> Plan:
     """Estimate from headers; nothing is loaded."""
     wide = 4 if source.dtype == "float32" else 2
     layers: dict[str, int] = {}
-    output = 0
+    output = linear = 0
     for name, tensor in source.tensors.items():
         quantized = _is_quantized(name, len(tensor.shape), options.recipe)
         output += math.ceil(tensor.elements * NVFP4_BYTES) if quantized else tensor.nbytes
+        if quantized:
+            linear = max(linear, tensor.elements)
         if layer := _layer_of(name):
             layers[layer] = layers.get(layer, 0) + tensor.elements * wide
     calibration = options.calibration
@@ -89,6 +94,8 @@ def make_plan(source: Source, options: Options) -> Plan:
     window = 8 * state + 6 * calibration.length * inner * wide
     activations = calibration.samples * state
     largest = max(layers.values(), default=0)
+    # A layer whose Linears are packed but for the last and largest: with few large Linears this is the higher peak.
+    packing = math.ceil(largest * (1 + NVFP4_BYTES / wide) + linear * PACKING_BYTES) + _PROGRAM_BYTES
     scratch_at, output_at = _existing(options.scratch or options.output), _existing(options.output)
     limit = options.memory_limit
     return Plan(
@@ -96,7 +103,7 @@ def make_plan(source: Source, options: Options) -> Plan:
         parameters=sum(tensor.elements for tensor in source.tensors.values()),
         largest_layer=largest,
         window=window,
-        memory=2 * largest + window + FIXED_BYTES,
+        memory=window + max(2 * largest + FIXED_BYTES, packing),
         scratch=3 * activations,
         output=output,
         save_every=options.save_every or (1 if activations <= _SAVE_EVERY_LAYER_BELOW else _SAVE_SELDOM),
