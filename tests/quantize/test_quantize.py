@@ -1,14 +1,18 @@
 """The result does not depend on how it was made: by modelopt at once, layer by layer, or over several Ray actors."""
 
+import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, contents, settings, tensors
-from tests.serve.conftest import free_port
+from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, command, contents, settings, tensors
+from tests.serve.conftest import free_port, until
 
 from sparkwright.checkpoint.verify import verify
+from sparkwright.errors import UnavailableError
 
 if TYPE_CHECKING:
     from tests.quantize.conftest import Models, Warm
@@ -111,3 +115,32 @@ def test_two_ray_actors_give_the_same_files(
 ) -> None:
     quantize(made.models(architecture), tmp_path / "made", "--ray", ray_address, "--shard-layers", "1,3")
     assert contents(tmp_path / "made") == contents(made.by_layer(architecture))
+
+
+def test_a_lost_ray_actor_ends_the_run_and_a_resumed_one_gives_the_same_files(
+    made: Made, quantizing: "Warm", ray_address: str, data: Path, tmp_path: Path
+) -> None:
+    output, scratch = tmp_path / "made", tmp_path / "scratch"
+    words = [*command(made.models("llama"), output, data), "--ray", ray_address, "--shard-layers", "1,3"]
+    words += ["--scratch", str(scratch)]
+    job = quantizing.start("sparkwright", *words)
+    until(lambda: any(scratch.glob("*/layers-1-4/amax/*")) or job.status is not None, 240, lambda: job.output)
+    for pid in _actors(quantizing.environment["HOME"])[-1:]:
+        os.kill(pid, signal.SIGKILL)
+    assert job.wait() == UnavailableError.exit_code, job.output
+    assert "--resume" in job.output
+    assert "Traceback" not in job.output
+    assert not (output / "config.json").exists()
+    quantizing.run("sparkwright", *words, "--resume")
+    assert contents(output) == contents(made.by_layer("llama"))
+
+
+def _actors(home: str) -> list[int]:
+    """The processes of our actors in clusters that were started with this HOME."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            ours = f"HOME={home}\0".encode() in (folder / "environ").read_bytes()
+            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::RangeActor"):
+                found.append(int(folder.name))
+    return sorted(found)
