@@ -226,7 +226,7 @@ def test_two_of_them_are_head_and_worker_of_one_ray(engine: Engine, container: C
     names = []
     for number, mode in ((1, "ray-head"), (2, "ray-worker")):
         command = ("bash", "-c", f"{wait} exec /opt/sparkwright/entrypoint.sh {mode}")
-        own = ("--env", f"WORKER_IP=10.99.0.{number}", "--env", "NUM_GPUS=0")
+        own = ("--env", f"WORKER_IP=10.99.0.{number}")
         names.append(container("--memory", "4g", *token, *own, command=command))
     pids = [engine.docker("inspect", "--format", "{{.State.Pid}}", name) for name in names]
     engine.inside("ip", "link", "add", "cable1", "type", "veth", "peer", "name", "cable2")
@@ -242,7 +242,7 @@ def test_two_of_them_are_head_and_worker_of_one_ray(engine: Engine, container: C
 
     def nodes() -> str:
         try:
-            return engine.docker("exec", names[0], "python", "-c", script)
+            return engine.docker("exec", "--env", "RAY_AUTH_MODE=token", names[0], "python", "-c", script)
         except AssertionError as error:
             return str(error)
 
