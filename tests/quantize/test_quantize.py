@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,13 +56,18 @@ def made(
 def ray_address(quantizing: "Warm") -> Iterator[str]:
     """A Ray cluster of this machine; its workers start from the quantizer's own Python."""
     port = free_port()
-    ray = ("-m", "ray.scripts.scripts")
-    quantizing.tool(
-        *ray, "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
-        "--include-dashboard=false", "--disable-usage-stats",
-    )  # fmt: skip
+    words = ["-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    words += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    with (quantizing.folder / "ray.log").open("wb") as log:
+        # Not `ray stop` at the end: that ends every cluster of the machine.
+        cluster = subprocess.Popen(
+            [quantizing.python, *words], env=quantizing.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    log_file = quantizing.folder / "ray.log"
+    until(lambda: b"Ray runtime started" in log_file.read_bytes(), 240, log_file.read_text)
     yield f"127.0.0.1:{port}"
-    quantizing.tool(*ray, "stop", "--force")
+    cluster.terminate()
+    cluster.wait(60)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
