@@ -1,8 +1,9 @@
 """CHECK: a local checkpoint that would answer noise is refused before anything starts; real exports of real tools."""
 
 import json
-import time
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.entrypoint.conftest import Entrypoint
@@ -96,8 +97,14 @@ def test_a_folder_of_another_format_is_served_unchecked(entrypoint: Entrypoint) 
 
 def test_a_slow_disk_does_not_hold_up_the_start(entrypoint: Entrypoint, monkeypatch: pytest.MonkeyPatch) -> None:
     model = folder(entrypoint, DENSE, lacking=LACKING)
-    monkeypatch.setattr("sparkwright.checkpoint.verify.verify_headers", lambda _: time.sleep(60))
-    assert check(str(model), (), seconds=0.1) == [
-        f"MODEL={model} was not checked: its headers could not be read within 0.1 s"
-    ]
+    answered = threading.Event()
+
+    def read(_: Path) -> SimpleNamespace:
+        answered.wait(60)
+        return SimpleNamespace(findings=())
+
+    monkeypatch.setattr("sparkwright.checkpoint.verify.verify_headers", read)
+    notices = check(str(model), (), seconds=0.1)
+    answered.set()
+    assert notices == [f"MODEL={model} was not checked: its headers could not be read within 0.1 s"]
     assert check_module.SECONDS == 2

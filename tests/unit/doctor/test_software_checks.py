@@ -201,9 +201,9 @@ def test_a_library_that_does_not_load_is_told_with_its_reason(
     (site / "vllm" / "worker.py").write_text("import os\nassert os.environ['LD_LIBRARY_PATH']\n")
     good = software_checks.libraries(with_stub, LINE)
     assert (good.verdict, good.found) == (Verdict.WARN, "2 import, with the linker's stub in place of the driver")
-    (site / "vllm" / "worker.py").write_text("raise ImportError('undefined symbol: _ZN3c10')\n")
+    (site / "vllm" / "worker.py").write_text("raise ImportError('undefined symbol: _ZN3c106detail')\n")
     bad = software_checks.libraries(with_stub, LINE)
-    assert (bad.verdict, bad.reason) == (Verdict.FAIL, "vllm.worker: ImportError: undefined symbol: _ZN3c10")
+    assert (bad.verdict, bad.reason) == (Verdict.FAIL, "vllm.worker: ImportError: undefined symbol: _ZN3c106detail")
 
 
 @pytest.mark.usefixtures("without_driver")
