@@ -11,7 +11,7 @@ from tests.entrypoint.conftest import Entrypoint
 
 from sparkwright.paths import CHECKOUT, DOCS
 
-IMAGE = "sparkwright"
+IMAGE = "$IMAGE"
 _WITHOUT_VALUE = ("--rm", "-d", "-it", "--init", "--read-only")
 
 
