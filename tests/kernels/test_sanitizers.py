@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from sparkwright.paths import CHECKOUT
 from sparkwright.run import run
 
 pytestmark = pytest.mark.compiles
+
+TESTS = ("test_gemv.py", "test_quantize.py", "test_shim.py")
 
 CALL = """
 import ctypes, sys
@@ -41,9 +44,20 @@ def under_sanitizers(folder: Path, *arguments: str | Path) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("tests", ["test_shim.py", "test_gemv.py", "test_quantize.py"])
-def test_the_tests_pass_under_sanitizers(sanitized: Path, tests: str) -> None:
-    done = under_sanitizers(sanitized, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / tests)
+@pytest.fixture(scope="module")
+def outcomes(sanitized: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    """What pytest says of each file, two at a time."""
+
+    def outcome(tests: str) -> subprocess.CompletedProcess[str]:
+        return under_sanitizers(sanitized, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / tests)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(TESTS, pool.map(outcome, TESTS), strict=True))
+
+
+@pytest.mark.parametrize("tests", TESTS)
+def test_the_tests_pass_under_sanitizers(outcomes: dict[str, subprocess.CompletedProcess[str]], tests: str) -> None:
+    done = outcomes[tests]
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout
 
