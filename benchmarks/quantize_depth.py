@@ -1,6 +1,6 @@
 """Layers per CPU second and peak memory of `sparkwright quantize` against depth, beside modelopt's plain flow.
 
-Both quantize the same random models (35 MB a layer in BF16) with the same samples, each in a process of its own on one
+Both quantize the same random models (12 MB a layer in BF16) with the same samples, each in a process of its own on one
 thread, in turn. Run by `python benchmarks/quantize_depth.py PYTHON`, where PYTHON is that of an environment made from
 requirements/quantize.txt with torch and this checkout in it.
 """
@@ -51,7 +51,7 @@ def main() -> None:
         data.write_text("\n".join(lines), encoding="utf-8")
         for depth in DEPTHS:
             model = scratch / f"model-{depth}"
-            shape = ["--hidden", "768", "--wide", "6816", "--layers", str(depth), "--copies"]
+            shape = ["--hidden", "512", "--wide", "3072", "--layers", str(depth), "--copies"]
             measured([python, str(SCRIPTS / "make_model.py"), str(model), *shape])
             layered = [python, "-m", "sparkwright", "quantize", str(model), str(scratch / f"by-layer-{depth}")]
             runs["by_layer"][str(depth)] = measured([*layered, "--data", str(data), *counts, "--device", "cpu"])
@@ -63,7 +63,7 @@ def main() -> None:
         "quantize-depth",
         {
             "units": "seconds, MB",
-            "model": "random Llama, 35 MB a layer in BF16; one run of each",
+            "model": "random Llama, 12 MB a layer in BF16; one run of each",
             "runs": runs,
             "layers_per_cpu_second_beyond_the_start": {
                 kind: round(more / (each[most]["cpu"] - each[least]["cpu"]), 3) for kind, each in runs.items()
