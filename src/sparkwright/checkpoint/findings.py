@@ -283,8 +283,9 @@ RULES: Final = {
             "input-scale-ones",
             _W,
             "every input scale is exactly 1.0",
-            consequence="The activations were never measured: they lose precision or are clipped. Measured on a tiny "
-            "model: mean log-probability error 0.078 against 0.059.",
+            consequence="The activations were never measured: they lose precision or are clipped. How much "
+            "depends on the model: measured on tiny ones, mean log-probability error 0.299 against 0.074 where inner "
+            "activations are small, and no loss (0.068 against 0.070) on plain random weights.",
             remedy=f"{_QUANTIZE} A weight-only backend (Marlin) does not use it.",
         ),
         _rule(
