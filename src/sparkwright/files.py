@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sparkwright.errors import LockedError, OutputError
 
@@ -50,16 +51,16 @@ def explain_write_errors(target: Path) -> Iterator[None]:
         raise
 
 
-def write_atomic(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
-    """Write `path` under a temporary name, flush it to disk, then rename it into place."""
-    data = content.encode() if isinstance(content, str) else content
+@contextlib.contextmanager
+def open_atomic(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A stream under a temporary name: at its end flushed to disk and renamed to `path`, on an error removed."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.chmod(mode if mode is not None else 0o644)
@@ -67,6 +68,12 @@ def write_atomic(path: Path, content: bytes | str, *, mode: int | None = None) -
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_atomic(path: Path, content: bytes | str, *, mode: int | None = None) -> None:
+    """Write `path` whole or not at all."""
+    with open_atomic(path, mode=mode) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: object) -> None:

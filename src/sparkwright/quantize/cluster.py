@@ -22,7 +22,7 @@ import torch  # type: ignore[import-not-found]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # type: ignore[import-not-found]
 
 from sparkwright.errors import ConfigurationError, InputUnreadableError, SparkwrightError, UnavailableError, UsageError
-from sparkwright.files import exclusive_lock, explain_write_errors
+from sparkwright.files import exclusive_lock, explain_write_errors, open_atomic
 from sparkwright.quantize.calibration import Samples
 from sparkwright.quantize.display import Display
 from sparkwright.quantize.engine import Architecture, quiet, resolve_device
@@ -297,12 +297,8 @@ class _Pipeline:
         path = self._shard(layer)
         if path.exists():
             return
-        temporary = path.with_name(f".{path.name}.part")
-        with explain_write_errors(path), temporary.open("wb") as target:
+        with open_atomic(path) as target:
             at = 0
             while piece := ray.get(actor.piece.remote(layer, at)):
                 target.write(piece)
                 at += len(piece)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(path)

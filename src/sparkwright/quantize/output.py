@@ -1,7 +1,6 @@
 """The finished folder: a file per layer, the tensors around the layers byte for byte, index, settings, tokenizer."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import BinaryIO, Final
 from sparkwright.checkpoint.checkpoint import CONFIG, INDEX
 from sparkwright.checkpoint.headers import Tensor, read_shard
 from sparkwright.errors import InputUnreadableError
-from sparkwright.files import explain_write_errors, write_atomic, write_json
+from sparkwright.files import explain_write_errors, open_atomic, write_atomic, write_json
 
 _PIECE: Final = 16 * 1024 * 1024
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -36,22 +35,13 @@ def copy_rest(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.part")
-    with explain_write_errors(path):
-        try:
-            with temporary.open("wb") as target:
-                target.write(len(text).to_bytes(8, "little") + text)
-                for name, tensor in tensors.items():
-                    if name in convert:
-                        target.write(convert[name][1](tensor))
-                    else:
-                        _copy(tensor, target)
-                target.flush()
-                os.fsync(target.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with open_atomic(path) as target:
+        target.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            if name in convert:
+                target.write(convert[name][1](tensor))
+            else:
+                _copy(tensor, target)
 
 
 def _copy(tensor: Tensor, target: BinaryIO) -> None:

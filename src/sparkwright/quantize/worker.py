@@ -128,11 +128,6 @@ class Worker:
                 self._advance("export", layer)
                 _release()
 
-    def amax_of(self, layer: int) -> Mapping[str, Any]:
-        """The ranges of a layer's quantizers."""
-        found: Mapping[str, Any] = load_file(self._amax_file(layer))
-        return found
-
     def _layer(self, here: Position, following: Position) -> None:
         stage = self._architecture.stage(here.layer, self._recipe)
         amax = self._calibrate(stage, here, following)
