@@ -42,6 +42,11 @@ class BuildEnvironment:
         """The composed CUDA toolkit in it."""
         return site_packages(self.prefix) / WHEEL_PREFIX
 
+    @property
+    def pip_wheel(self) -> list[str | Path]:
+        """`pip wheel`, for a project that needs nothing but what is installed here."""
+        return [self.python, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
+
     def tool(self, name: str) -> Path:
         """A program of this environment."""
         return self.prefix / "bin" / name

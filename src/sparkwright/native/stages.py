@@ -40,7 +40,6 @@ from sparkwright.sources import fetch, unpack
 
 COMPILE_INPUTS: Final = ("CMakeLists.txt", "cmake", "csrc")
 """What CMake and the compilers read of vLLM's tree."""
-_ALONE: Final = ("--no-build-isolation", "--no-deps", "--no-index")
 KERNEL_PEAK: Final = 2_000_000_000
 """Bytes that a compiler of kernels/ takes at most."""
 
@@ -168,18 +167,13 @@ def compile_kernels(stage: Stage) -> None:
             "MAX_JOBS": str(stage.jobs or default_jobs(peak=KERNEL_PEAK)),
         }
     )
-    pip: list[str | Path] = [
-        environment.python,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-index",
-    ]
     log = stage.folders.log("kernels")
     try:
-        run([*pip, "--wheel-dir", stage.folders.wheels, CHECKOUT / "kernels" / "python"], env=variables, log=log)
+        run(
+            [*environment.pip_wheel, "--wheel-dir", stage.folders.wheels, CHECKOUT / "kernels" / "python"],
+            env=variables,
+            log=log,
+        )
     except CommandFailedError as error:
         raise BuildFailedError(
             f"kernels/ could not be compiled:\n{error.what}", remedy=f"the whole output is in {log}"

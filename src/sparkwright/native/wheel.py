@@ -253,17 +253,7 @@ def _setup(
     }
     # setup.py configures with its own job pools; the next build does it anew.
     (how.build / RECORD).unlink(missing_ok=True)
-    pip: list[str | Path] = [
-        environment.python,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-index",
-        "--no-cache-dir",
-    ]
-    _run([*pip, "--wheel-dir", scratch / "built", how.source], log, variables)
+    _run([*environment.pip_wheel, "--no-cache-dir", "--wheel-dir", scratch / "built", how.source], log, variables)
     made = list((scratch / "built").glob("*.whl"))
     if len(made) != 1:
         raise BuildFailedError(f"setup.py made {len(made)} wheels", remedy=f"the whole output is in {log}")
