@@ -10,6 +10,7 @@ from tests.kernels.build import HERE
 from tests.kernels.launchers import DTYPES, Array, Launchers
 from tests.kernels.reference import E2M1_VALUES, E4M3, unpack
 
+from sparkwright.paths import CHECKOUT
 from sparkwright.run import run
 
 pytestmark = [pytest.mark.sources, pytest.mark.compiles]
@@ -46,7 +47,7 @@ def upstream(vllm_tree: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         inputs |= {f"{name}:x": x.astype(np.float32), f"{name}:g": np.array(g), f"{name}:g2": np.array(g2)}
     np.savez(folder / "in.npz", allow_pickle=False, **inputs)
     script = [HERE / "upstream_rules.py", vllm_tree("0.33.0") / EMULATION, folder / "in.npz", folder / "out.npz"]
-    run([environment("quantize.txt"), *script])
+    run([environment("quantize.txt", editable=CHECKOUT), *script])
     with np.load(folder / "out.npz") as results:
         return dict(results)
 
