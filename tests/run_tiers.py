@@ -14,8 +14,7 @@ SHELL_FILES = ("build.sh", "test.sh", ".ci/run", "requirements/ensure-venv.sh", 
 
 TIERS = {
     "fast": "not sources and not compiles and not quantizes and not serves and not image and not long",
-    # The image's tests join when a cold run of all of them has been timed: until then, ./test.sh --all.
-    "full": "not long and not image",
+    "full": "not long",
     "all": "",
 }
 
