@@ -3,12 +3,23 @@
 # A stage is called by what it holds. Each calls the command that a developer runs without Docker, and ends with a proof.
 # There is no CUDA base image: compiler, libraries and headers are the pinned wheels that `./build.sh --host` uses.
 
-# Made from pins/ by `sparkwright pins dockerfile`; edit those, not these lines.
+# Made from pins/ and patches/ by `sparkwright pins dockerfile`; edit those, not these lines.
 ARG BASE_IMAGE=ubuntu:24.04@sha256:008173c23f95b170204355c12626cb5a965d779a7e1283b09e9cffbb1bf33ca3
 ARG APT_SNAPSHOT=20260925T090000Z
 ARG LINE=0.33.0
 ARG REQUIREMENTS=image-0.33.0.txt
-# End of what is made from pins/.
+ARG VLLM_COMMIT=4ba787ec9
+ARG PINS_SHA256=9c0ea85e36a2f372ab6f8dfc54ffbba6da85ca9be2b7c61918fc8b7ce93393e1
+ARG PATCHES="vllm/hadacore-sm12x \
+vllm/lean-gb10-externals \
+vllm/marlin-repack-sm12x \
+vllm/refuse-plain-sm12x \
+vllm/uma-graph-memory \
+vllm/drop-scaled-mm-c2x \
+vllm/e2m1-portable-convert \
+vllm/native-sm121a-code \
+flashinfer/moe-utils-sm12x"
+# End of what is made from pins/ and patches/.
 ARG UNITS=native
 ARG EXTERNALS=wheel
 ARG JIT_MODULES=
@@ -222,7 +233,9 @@ CMD ["serve"]
 ARG SPARKWRIGHT_VERSION=
 ARG SPARKWRIGHT_SOURCE=
 ARG IMAGE_CREATED=
-ARG PINS_SHA256=
+ARG PINS_SHA256
+ARG PATCHES
+ARG VLLM_COMMIT
 LABEL org.opencontainers.image.title="sparkwright" \
       org.opencontainers.image.description="vLLM for the NVIDIA DGX Spark (GB10)" \
       org.opencontainers.image.version="${SPARKWRIGHT_VERSION}" \
@@ -232,5 +245,7 @@ LABEL org.opencontainers.image.title="sparkwright" \
       org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-NVIDIA-Proprietary" \
       sparkwright.line="${LINE}" \
       sparkwright.vllm.version="${LINE}" \
+      sparkwright.vllm.commit="${VLLM_COMMIT}" \
+      sparkwright.patches="${PATCHES}" \
       sparkwright.pins.sha256="${PINS_SHA256}" \
       sparkwright.units="${UNITS}"

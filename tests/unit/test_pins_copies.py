@@ -40,7 +40,6 @@ def test_the_checkout_agrees() -> None:
     assert {copy.path.name for copy in copies()} >= {"pins", "dev.txt", LOCK}
 
 
-@pytest.mark.usefixtures("checkout")
 def test_check_prints_what_it_compared() -> None:
     done = CliRunner().invoke(app, ["check", "--json"])
     assert done.exit_code == 0
@@ -102,31 +101,6 @@ def test_file_pinned_twice_differently(checkout: Path) -> None:
     carrier = load_line("0.16.0").cutlass_file()
     path.write_text(path.read_text(encoding="utf-8").replace(carrier.sha256, "0" * 64), encoding="utf-8")
     assert differences() == {"pins": [f"{carrier.name} is pinned twice with different size or sha256"]}
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "sentence"),
-    [
-        pytest.param("ARG LINE=", "ARG LINE=9.", "its ARG block is not what pins/ says", id="the block"),
-        pytest.param(
-            "FROM base AS tool\n", f"FROM x@sha256:{'0' * 64} AS tool\n", "names a digest or a release", id="digest"
-        ),
-        pytest.param("ARG UNITS=", "RUN pip install torch==2.14.0\nARG UNITS=", "names a digest or", id="release"),
-    ],
-)
-def test_a_dockerfile_that_disagrees_is_reported(checkout: Path, old: str, new: str, sentence: str) -> None:
-    path = checkout / "Dockerfile"
-    path.write_text(replaced(old, new)(path.read_text(encoding="utf-8")), encoding="utf-8")
-    assert any(sentence in one for one in differences()["Dockerfile"])
-
-
-def test_the_block_of_the_dockerfile_is_made_anew(checkout: Path) -> None:
-    path = checkout / "pins" / "base.toml"
-    path.write_text(replaced("24.04", "26.04")(path.read_text(encoding="utf-8")), encoding="utf-8")
-    assert list(differences()) == ["Dockerfile"]
-    assert CliRunner().invoke(app, ["dockerfile"]).exit_code == 0
-    assert "ARG BASE_IMAGE=ubuntu:26.04@" in (checkout / "Dockerfile").read_text(encoding="utf-8")
-    assert differences() == {}
 
 
 def test_check_ends_with_78_and_names_file_and_difference(checkout: Path) -> None:

@@ -99,6 +99,15 @@ NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Do every step a
 ProgressOption = Annotated[
     Progress, typer.Option("--progress", help="How BuildKit shows its progress.", rich_help_panel=_DOCKER)
 ]
+NetworkOption = Annotated[
+    str,
+    typer.Option(
+        "--network",
+        metavar="host",
+        help="The network of the build's steps, where Docker's own one does not reach the package index.",
+        rich_help_panel=_DOCKER,
+    ),
+]
 ArgOption = Annotated[
     list[str] | None,
     typer.Option("--arg", metavar="NAME=VALUE", help="Set a further ARG of the Dockerfile.", rich_help_panel=_DOCKER),

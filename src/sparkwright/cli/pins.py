@@ -6,11 +6,12 @@ import typer
 
 from sparkwright.errors import ConfigurationError, UsageError
 from sparkwright.files import write_atomic
+from sparkwright.image import arguments
 from sparkwright.image.base import current_digest
 from sparkwright.image.docker import Docker
 from sparkwright.paths import CHECKOUT, PINS
 from sparkwright.pins import base, default_line, load_line, load_toolchain
-from sparkwright.pins.copies import copies
+from sparkwright.pins.copies import Copy, copies
 from sparkwright.pins.lock import lock as make_lock
 from sparkwright.pins.lock import lock_names
 from sparkwright.report import note, print_json, print_table
@@ -26,9 +27,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts
 @app.command("dockerfile")
 def write_dockerfile() -> None:
     """Make the ARG block of the Dockerfile anew; for maintainers."""
-    path = base.dockerfile()
-    write_atomic(path, base.with_argument_block(path.read_text(encoding="utf-8")))
-    note(f"made the ARG block of {path.name} from pins/")
+    path = arguments.dockerfile()
+    write_atomic(path, arguments.with_argument_block(path.read_text(encoding="utf-8")))
+    note(f"made the ARG block of {path.name} from pins/ and patches/")
 
 
 @app.command()
@@ -98,7 +99,8 @@ def show(line: LineOption = None, json: JsonOption = False) -> None:
 @app.command()
 def check(json: JsonOption = False) -> None:
     """Compare every generated copy with the pins; ends with 78 when one differs."""
-    findings = [(str(copy.path.relative_to(CHECKOUT)), list(copy.differences())) for copy in copies()]
+    everything = (*copies(), Copy(path=arguments.dockerfile(), differences=arguments.differences))
+    findings = [(str(copy.path.relative_to(CHECKOUT)), list(copy.differences())) for copy in everything]
     if json:
         print_json([{"path": path, "agrees": not found, "differences": found} for path, found in findings])
     else:
@@ -112,7 +114,8 @@ def check(json: JsonOption = False) -> None:
         raise ConfigurationError(
             "\n".join(wrong),
             cause="a copy was edited by hand, or the pins were changed and the copy was not made anew",
-            remedy="correct pins/, or run `sparkwright pins lock` for the files of requirements/",
+            remedy="correct pins/, or run `sparkwright pins lock` for the files of requirements/,"
+            " `sparkwright pins dockerfile` for the Dockerfile",
         )
 
 

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from packaging.specifiers import SpecifierSet
-
 from sparkwright.errors import (
     BuildFailedError,
     CommandFailedError,
@@ -20,18 +18,15 @@ from sparkwright.errors import (
     UsageError,
 )
 from sparkwright.files import exclusive_lock
+from sparkwright.image.arguments import line_arguments
 from sparkwright.image.checks import check_image
 from sparkwright.image.contents import load_contents
 from sparkwright.image.docker import Docker
-from sparkwright.image.inventory import lock_name
 from sparkwright.image.preflight import SPARK_PLATFORM, Machine, examine, require
 from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, store
 from sparkwright.image.revision import REPOSITORY, Revision, read_revision
 from sparkwright.image.sbom import write_sbom
 from sparkwright.image.size import require_size
-from sparkwright.native.build_report import pins_digest
-from sparkwright.patching.model import Patch
-from sparkwright.patching.series import COMPONENTS, load_series
 from sparkwright.paths import BUILD, CHECKOUT
 from sparkwright.pins import Line
 from sparkwright.report import note
@@ -53,6 +48,8 @@ class Request:
     no_cache: bool = False
     on: str = ""
     progress: str = "plain"
+    network: str = ""
+    """Of the build's steps; empty for the engine's default."""
     platform: str = SPARK_PLATFORM
     extra: str = ""
     externals: str = ""
@@ -82,13 +79,11 @@ def plan(request: Request) -> Plan:
     tag = request.tag or revision.tag(line) + (f"-{request.extra}" if request.extra else "")
     reference = tag if ":" in tag else f"{REPOSITORY}:{tag}"
     arguments = {
-        "LINE": line,
-        "REQUIREMENTS": lock_name(line, request.extra),
+        **line_arguments(request.line, request.extra),
         "SPARKWRIGHT_REVISION": revision.full,
         "SPARKWRIGHT_VERSION": reference.rpartition(":")[2],
         "SPARKWRIGHT_SOURCE": revision.source,
         "IMAGE_CREATED": revision.created,
-        "PINS_SHA256": pins_digest(),
         "SOURCE_DATE_EPOCH": str(revision.time),
     }
     # Only when they were asked for: a default that depends on the machine would spoil the cache on the next one.
@@ -106,26 +101,10 @@ def plan(request: Request) -> Plan:
     argv = ["buildx", "build", "--file", str(CHECKOUT / "Dockerfile"), "--target", TARGET]
     argv += ["--platform", request.platform, "--tag", reference, "--load", "--provenance=false"]
     argv += ["--progress", request.progress]
+    argv += ["--network", request.network] if request.network else []
     argv += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
-    argv += ["--label", f"sparkwright.patches={' '.join(series_of(request.line))}"]
     argv += ["--no-cache"] if request.no_cache else []
     return Plan(reference=reference, arguments=arguments, argv=(*argv, str(CHECKOUT)), revision=revision)
-
-
-def series_of(line: Line) -> tuple[str, ...]:
-    """The patches that are meant for the releases of a line; `about` says what each was to this one."""
-    return tuple(
-        f"{named.component}/{named.name}"
-        for component in COMPONENTS
-        for named in load_series(component)
-        if isinstance(named.patch, Patch)
-        and named.patch.variants
-        and SpecifierSet(named.patch.releases).contains(_version(line, component))
-    )
-
-
-def _version(line: Line, component: str) -> str:
-    return next(one.version for one in line.components if one.project.partition("-")[0] == component)
 
 
 def build_image(request: Request) -> ImageRecord:

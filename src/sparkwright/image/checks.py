@@ -15,13 +15,15 @@ LABELS: Final = {
     "org.opencontainers.image.version": "SPARKWRIGHT_VERSION",
     "org.opencontainers.image.created": "IMAGE_CREATED",
     "sparkwright.line": "LINE",
+    "sparkwright.patches": "PATCHES",
     "sparkwright.pins.sha256": "PINS_SHA256",
+    "sparkwright.vllm.commit": "VLLM_COMMIT",
+    "sparkwright.vllm.version": "LINE",
 }
 """Labels that repeat a build argument."""
 FURTHER_LABELS: Final = (
     "org.opencontainers.image.licenses",
     "org.opencontainers.image.title",
-    "sparkwright.patches",
 )
 _SECRET: Final = re.compile(r"(?i)\b(?:\w*(?:token|password|secret|api_?key))=(?!\s|$|['\"]{2})\S+")
 _SANDBOX: Final = ("run", "--rm", "--network", "none")
@@ -120,6 +122,7 @@ def _about(docker: Docker, image: str, expected: Mapping[str, str]) -> str:
             ("line", "LINE"),
             ("revision", "SPARKWRIGHT_REVISION"),
             ("pins", "PINS_SHA256"),
+            ("vllm_commit", "VLLM_COMMIT"),
         )
         if held.get(key) != expected[argument]
     ]

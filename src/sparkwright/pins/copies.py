@@ -11,7 +11,6 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from sparkwright import paths
-from sparkwright.pins import base
 from sparkwright.pins.load import lines, load_line, load_releases, load_toolchain
 from sparkwright.pins.lock import HEADER, NEVER, line_of, lock_names, overrides_of, pinned_releases
 from sparkwright.pins.model import PinnedFile
@@ -30,11 +29,10 @@ class Copy:
 
 
 def copies() -> tuple[Copy, ...]:
-    """Every file that repeats something of pins/. A new kind of copy is compared once it is listed here."""
+    """Every file of pins/ and requirements/ that repeats something of pins/."""
     locks = [paths.REQUIREMENTS / name for name in lock_names()]
     return (
         Copy(path=paths.PINS, differences=_pins_agree),
-        Copy(path=base.dockerfile(), differences=base.differences),
         *(Copy(path=path, differences=partial(_lock_agrees, path)) for path in locks),
     )
 

@@ -2,8 +2,7 @@
 
 import json
 import os
-import stat
-import sys
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,19 @@ REVISION = Revision(
 )
 TAG = f"sparkwright:{LINE}-214-g1a2b3c4d"
 
-_PROGRAM = """#!{python} -IS
-import json, os, pathlib, sys
-here = pathlib.Path(__file__).resolve().parent
-name, words = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
-with (here / "calls.jsonl").open("a") as calls:
-    calls.write(json.dumps([name, *words]) + "\\n")
-for rule in json.loads((here / "rules.json").read_text()):
-    when = rule["when"]
-    line = " ".join([name, *words])
-    if all(part in line for part in when):
-        if rule.get("read"):
-            data = sys.stdin.buffer.read(rule["read"] if rule["read"] > 0 else -1)
-            (here / "received").write_bytes(data)
-        if file := rule.get("file"):
-            sys.stdout.buffer.write(pathlib.Path(file).read_bytes())
-        if rule.get("pass_on"):
-            os.execvp("bash", ["bash", "-c", words[-1]])
-        sys.stdout.write(rule.get("out", ""))
-        sys.stderr.write(rule.get("err", ""))
-        sys.exit(rule.get("status", 0))
+_PROGRAM = """#!/bin/bash
+# Not Python, whose start takes longer than all else that a test does.
+here={folder}
+line="${{0##*/}} $*"
+printf '%s\\0' "${{0##*/}}" "$@" $'\\n' >>"$here/calls"
+"""
+_RULE = """if [[ {when} ]]; then
+    {receive}
+    {send}
+    printf %s {out}
+    printf %s {err} >&2
+    exit {status}
+fi
 """
 
 
@@ -48,18 +40,44 @@ class Programs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._rules: list[dict[str, Any]] = []
+        self._rules: list[str] = []
         folder.mkdir()
-        for name in ("docker", "ssh"):
-            path = folder / name
-            path.write_text(_PROGRAM.format(python=sys.executable))
-            path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        (folder / "rules.json").write_text("[]")
+        self._write()
 
-    def answer(self, *when: str, **rule: object) -> None:
-        """When all words of `when` are in a command line; the latest rule wins."""
-        self._rules.insert(0, {"when": list(when), **rule})
-        (self.folder / "rules.json").write_text(json.dumps(self._rules))
+    def _write(self) -> None:
+        text = _PROGRAM.format(folder=shlex.quote(str(self.folder))) + "".join(self._rules)
+        for name in ("docker", "ssh"):
+            path = self.folder / name
+            path.write_text(text)
+            path.chmod(0o755)
+
+    def answer(
+        self,
+        *when: str,
+        out: str = "",
+        err: str = "",
+        status: int = 0,
+        read: int = 0,
+        file: str = "",
+        pass_on: bool = False,
+    ) -> None:
+        """When all words of `when` are in a command line; the latest rule wins.
+
+        It takes `read` bytes from standard input, all of them when it is negative, and sends `file` before `out`; or it
+        has bash do what the last word says.
+        """
+        received = shlex.quote(str(self.folder / "received"))
+        receive = f"head -c {read} >{received}" if read > 0 else f"cat >{received}" if read else ":"
+        rule = _RULE.format(
+            when=" && ".join(f"$line == *{shlex.quote(part)}*" for part in when),
+            receive=receive,
+            send='exec bash -c "${!#}"' if pass_on else f"cat {shlex.quote(file)}" if file else ":",
+            out=shlex.quote(out),
+            err=shlex.quote(err),
+            status=status,
+        )
+        self._rules.insert(0, rule)
+        self._write()
 
     def remove(self, name: str) -> None:
         """As if the program were not installed."""
@@ -67,8 +85,8 @@ class Programs:
 
     def calls(self, *words: str) -> list[list[str]]:
         """The command lines so far that hold all these words."""
-        path = self.folder / "calls.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        path = self.folder / "calls"
+        lines = [line.split("\0")[:-1] for line in path.read_text().split("\n\0")[:-1]] if path.exists() else []
         return [line for line in lines if all(word in line for word in words)]
 
     @property
@@ -115,6 +133,8 @@ def inspected(
         "sparkwright.line": LINE,
         "sparkwright.pins.sha256": "c" * 64,
         "sparkwright.patches": "vllm/one",
+        "sparkwright.vllm.commit": "4ba787ec9",
+        "sparkwright.vllm.version": LINE,
         "sparkwright.units": "native",
     }
     return {

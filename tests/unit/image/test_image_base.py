@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.image.conftest import Programs, engine_info
@@ -50,7 +51,7 @@ def test_the_digest_and_its_copy_are_made_anew(checkout: Path, programs: Program
     ],
 )
 def test_what_cannot_be_pinned_changes_nothing(
-    checkout: Path, programs: Programs, answer: dict[str, object], words: str
+    checkout: Path, programs: Programs, answer: dict[str, Any], words: str
 ) -> None:
     before = (checkout / "pins" / "base.toml").read_bytes()
     programs.answer("docker buildx imagetools inspect", **answer)

@@ -20,6 +20,7 @@ from sparkwright.errors import (
 )
 from sparkwright.files import exclusive_lock
 from sparkwright.image import build, record
+from sparkwright.image.arguments import line_arguments
 from sparkwright.image.build import Request, build_image, explain, plan
 from sparkwright.image.preflight import DISK_BYTES, SPARK_PLATFORM, Machine, require
 from sparkwright.image.record import latest_path, load_record, sbom_path
@@ -34,11 +35,13 @@ def spark(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(record, "BUILD", tmp_path / "build")
     monkeypatch.setattr(build, "BUILD", tmp_path / "build")
     monkeypatch.setattr(build, "read_revision", lambda: REVISION)
-    monkeypatch.setattr(build, "pins_digest", lambda: "c" * 64)
+    held = {"PINS_SHA256": "c" * 64, "PATCHES": "vllm/one", "VLLM_COMMIT": "4ba787ec9"}
+    monkeypatch.setattr(build, "line_arguments", lambda line, extra: line_arguments(line, extra) | held)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=DISK_BYTES))
     planned = json.dumps({"argv": ["vllm", "serve", "org/model"], "env": {}, "notices": []})
-    held = {
+    about = {
         "line": LINE,
+        "vllm_commit": "4ba787ec9",
         "revision": REVISION.full,
         "pins": "c" * 64,
         "patches": [{"name": "one", "status": "applied"}],
@@ -48,7 +51,7 @@ def spark(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     programs.answer("docker image inspect --format", out=IMAGE)
     programs.answer("docker history", "{{.Size}}", out="0\tENV A=b\n1000\tRUN one\n2000\tFROM base\n")
     programs.answer("docker run", "--dry-run serve", out=planned)
-    programs.answer("docker run", "about --json", out=json.dumps({"image": held, "caches": []}))
+    programs.answer("docker run", "about --json", out=json.dumps({"image": about, "caches": []}))
     programs.answer("docker run", "importlib.metadata", out=json.dumps([["torch", "2.14.0", "License: BSD"]]))
     programs.answer("docker run", "dpkg-query", out="libc6\t2.39-0ubuntu8\tarm64\n")
     programs.answer("docker run", "printf", out="as it is")
@@ -81,7 +84,10 @@ def test_the_command_line_comes_from_the_pins_and_the_commit(spark: Programs) ->
     assert not any(word.startswith("BUILD_JOBS=") for word in argv), (
         "a default would spoil the cache on another machine"
     )
-    chosen = replace(REQUEST, jobs=3, extra="b12x", no_cache=True, overrides=("APT_SNAPSHOT=",), externals="source")
+    assert "--network" not in argv
+    chosen = replace(
+        REQUEST, jobs=3, extra="b12x", no_cache=True, network="host", overrides=("APT_SNAPSHOT=",), externals="source"
+    )
     argv = plan(chosen).argv
     assert {
         "BUILD_JOBS=3",
@@ -91,6 +97,7 @@ def test_the_command_line_comes_from_the_pins_and_the_commit(spark: Programs) ->
         "EXTERNALS=source",
     } <= {*argv}
     assert f"{TAG}-b12x" in argv
+    assert argv[argv.index("--network") + 1] == "host"
     with pytest.raises(UsageError, match="does not set"):
         plan(replace(REQUEST, overrides=("nonsense",)))
     assert not spark.calls(), "a plan starts nothing"
@@ -199,6 +206,10 @@ def image_says(**changes: object) -> Callable[[Programs], None]:
 FAULTS: dict[str, tuple[Callable[[Programs], None], str]] = {
     "label of another commit": (
         image_says(Labels=inspected()["Config"]["Labels"] | {"org.opencontainers.image.revision": "0" * 40}),
+        "labels",
+    ),
+    "label of other patches": (
+        image_says(Labels=inspected()["Config"]["Labels"] | {"sparkwright.patches": "vllm/two"}),
         "labels",
     ),
     "no licence label": (image_says(Labels={"sparkwright.line": LINE}), "labels"),

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -63,12 +62,15 @@ def install(layer: Path, environment: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def empty_layer(layers: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A layer that installs nothing, and an environment with one package in it."""
+    """A layer of nothing, and what stands for an environment: one package, and a pip that notes its options."""
     layer = layers / "flashinfer"
     (layer / "requirements.txt").write_text("")
-    venv.create(tmp_path / "env", with_pip=True)
-    (packages,) = (tmp_path / "env").glob("lib/python3.*/site-packages")
-    (packages / "big").mkdir()
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\n')
+    python.chmod(0o755)
+    packages = tmp_path / "env" / "lib" / "python3.11" / "site-packages"
+    (packages / "big").mkdir(parents=True)
     (packages / "big" / "unused.so").write_text("")
     (packages / "big" / "used.so").write_text("")
     return layer, packages
@@ -80,6 +82,7 @@ def test_files_are_taken_out(empty_layer: tuple[Path, Path], tmp_path: Path) -> 
     done = install(layer, tmp_path / "env")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (packages / "big").iterdir()] == ["used.so"]
+    assert (tmp_path / "asked").read_text().endswith(f"--no-deps --require-hashes -r {layer}/requirements.txt\n")
 
 
 def test_a_pattern_that_meets_no_file_changes_nothing_and_fails(empty_layer: tuple[Path, Path], tmp_path: Path) -> None:
