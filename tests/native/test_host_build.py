@@ -1,7 +1,6 @@
 """`./build.sh --host`: CMake compiles the nvfp4 unit, its code is right, and only what changed is rebuilt."""
 
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from sparkwright.native import host
 from sparkwright.native.build_report import BuildReport
 from sparkwright.native.compile import compile_unit
 from sparkwright.native.compiler import host_compiler
-from sparkwright.native.configure import Configuration
+from sparkwright.native.configure import Configuration, compiler_cache
 from sparkwright.native.environment import BuildEnvironment, build_environment
 from sparkwright.native.inspect_objects import driver_failures, failures_of
 from sparkwright.native.jobs import default_jobs
@@ -22,7 +21,6 @@ from sparkwright.native.layout import layout
 from sparkwright.native.units import Unit, unit
 from sparkwright.patching.engine import apply_series, revert_series
 from sparkwright.patching.series import load_series
-from sparkwright.paths import cache
 from sparkwright.pins import load_line
 from sparkwright.run import run
 
@@ -33,9 +31,6 @@ FOLDERS = layout(LINE.name)
 NVFP4 = unit("nvfp4")
 FP4_GEMM = "CMakeFiles/_C_stable_libtorch.dir/csrc/quantization/fp4/nvfp4_scaled_mm_sm120_kernels.cu.o"
 QUANTISER = "CMakeFiles/_C_stable_libtorch.dir/csrc/quantization/fp4/nvfp4_quant_kernels.cu.o"
-
-
-CCACHE = {"CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(cache() / "ccache"), "CCACHE_COMPILERCHECK": "content"}
 
 
 def vllm_tree() -> Path:
@@ -105,7 +100,7 @@ def test_the_fp4_gemm_compiled_for_the_plain_target_fails_the_audit(
     )
     (tmp_path / FP4_GEMM).parent.mkdir(parents=True)
     # As ninja starts it. The compiler is satisfied: only the machine code shows that the kernels are empty.
-    run(shlex.split(elsewhere), cwd=FOLDERS.native, env=environment.variables(CCACHE))
+    run(shlex.split(elsewhere), cwd=FOLDERS.native, env=environment.variables(compiler_cache()))
     failures = "\n".join(map(str, failures_of(audit(tmp_path, only=[FP4_GEMM]), NVFP4, LINE)))
     assert "0 FP4 tensor-core instructions, not 384" in failures
     assert "sm_121, not sm_121a" in failures

@@ -19,6 +19,7 @@ def stage(*words: str) -> subprocess.CompletedProcess[str]:
         (("wheel", "--externals", "source"), 64, "FlashAttention 2 for 12.x needs its repository"),
         (("packages",), 64, "name it: --toolchain FOLDER"),
         (("native", "--line", "0.0.1"), 78, "there is no release line 0.0.1"),
+        (("native", "--line", "0.16.0"), 78, "unit native cannot be compiled for line 0.16.0"),
         (("nothing",), 2, "invalid choice"),
     ],
 )

@@ -57,6 +57,17 @@ def find_ccache() -> Path | None:
     return Path(found) if found else None
 
 
+def compiler_cache() -> dict[str, str]:
+    """The variables by which ccache finds what another checkout, or the same toolkit installed again, has compiled."""
+    return {
+        "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(cache() / "ccache"),
+        "CCACHE_BASEDIR": str(CHECKOUT),
+        "CCACHE_COMPILERCHECK": "content",
+        # ccache takes nvcc's -gencode for -g, and would bind every entry to the folder that debug information names.
+        "CCACHE_NOHASHDIR": "1",
+    }
+
+
 def configuration(
     *, line: Line, source: Path, cutlass: Path, environment: BuildEnvironment, folders: Layout, ccache: Path | None
 ) -> Configuration:
@@ -92,11 +103,8 @@ def configuration(
                 "TORCH_CUDA_ARCH_LIST": ";".join(line.arch_list),
                 "VLLM_CUTLASS_SRC_DIR": str(cutlass),
                 "FETCHCONTENT_BASE_DIR": str(folders.fetched),
-                "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(cache() / "ccache"),
-                # A checkout in another folder, and a toolkit installed again, find the same entries.
-                "CCACHE_BASEDIR": str(CHECKOUT),
-                "CCACHE_COMPILERCHECK": "content",
             }
+            | compiler_cache()
         ),
     )
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparkwright.audit import Failure, audit, raise_on
-from sparkwright.errors import ConfigurationError
 from sparkwright.files import exclusive_lock, write_json
 from sparkwright.native import build_report
 from sparkwright.native.build_report import BuildReport
@@ -141,12 +140,7 @@ def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildRep
         ConfigurationError: the line cannot be compiled.
         AuditFailedError: the machine code is not what pins/ says; no wheel was made.
     """
-    if unit.name not in line.native_units:
-        raise ConfigurationError(
-            f"unit {unit.name} cannot be compiled for line {line.name}",
-            cause=line.why or f"its units are {', '.join(line.native_units)}",
-            remedy="use --check, or another --line",
-        )
+    unit.require_of(line)
     folders, watch = layout(line.name), Stopwatch()
     compiler = check_compiler()
     report_ignored_options()

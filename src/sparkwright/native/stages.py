@@ -13,14 +13,13 @@ from sparkwright.audit import Requirement, audit, check, raise_on
 from sparkwright.errors import (
     BuildFailedError,
     CommandFailedError,
-    ConfigurationError,
     InputUnreadableError,
     UsageError,
 )
 from sparkwright.files import sha256_file, write_json
 from sparkwright.native import build_report, jit_build
 from sparkwright.native.compiler import HostCompiler
-from sparkwright.native.configure import configuration, find_ccache
+from sparkwright.native.configure import compiler_cache, configuration, find_ccache
 from sparkwright.native.cuda_home import add_driver_stub, compose
 from sparkwright.native.environment import BuildEnvironment, build_environment, requirements_of, site_packages
 from sparkwright.native.host import Stopwatch, check_toolkit, compile_and_audit
@@ -32,7 +31,7 @@ from sparkwright.native.prepare import prepare
 from sparkwright.native.source import cutlass_headers, patch, verify
 from sparkwright.native.units import Unit
 from sparkwright.native.wheel import make_wheel, take_wheel
-from sparkwright.paths import CHECKOUT, cache
+from sparkwright.paths import CHECKOUT
 from sparkwright.pins import Line, host_wheel_kind
 from sparkwright.report import note
 from sparkwright.run import run
@@ -110,10 +109,7 @@ def parts(stage: Stage) -> tuple[Path, Path]:
 
 def compile_native(stage: Stage) -> None:
     """Compile the unit and audit it; the report is written also when the audit fails."""
-    if stage.unit.name not in stage.line.native_units:
-        raise ConfigurationError(
-            f"unit {stage.unit.name} cannot be compiled for line {stage.line.name}", cause=stage.line.why
-        )
+    stage.unit.require_of(stage.line)
     environment, compiler = _environment(stage)
     _, report, failures = compile_and_audit(
         stage.line,
@@ -162,10 +158,10 @@ def compile_kernels(stage: Stage) -> None:
     variables = environment.variables(
         {
             "CMAKE_ARGS": " ".join([f"-DTORCH_ROOT={packages / 'torch'}", *launchers]),
-            "CCACHE_DIR": str(cache() / "ccache"),
             "CUDACXX": str(environment.cuda_home / "bin" / "nvcc"),
             "MAX_JOBS": str(stage.jobs or default_jobs(peak=KERNEL_PEAK)),
         }
+        | compiler_cache()
     )
     log = stage.folders.log("kernels")
     try:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from sparkwright.errors import ConfigurationError, UsageError
+from sparkwright.pins import Line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,19 @@ class Unit:
                     remedy="compare src/sparkwright/native/units.py with the objects that CMake lists",
                 )
         return tuple(path for path in objects if any(fnmatchcase(path, pattern) for pattern in self.objects))
+
+    def require_of(self, line: Line) -> None:
+        """Make sure that the line can be compiled as far as this unit goes.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        if self.name not in line.native_units:
+            raise ConfigurationError(
+                f"unit {self.name} cannot be compiled for line {line.name}",
+                cause=line.why or f"its units are {', '.join(line.native_units)}",
+                remedy="choose another --line; ./build.sh --host --check patches and verifies this one",
+            )
 
 
 UNITS: Final = {
