@@ -104,8 +104,9 @@ def patches(machine: Machine, _line: Line) -> Result:
         components.add(held.receipt.component)
         applied += sum(entry.status == "applied" for entry in held.receipt.patches)
         for path, (_, after) in sorted(held.receipt.first_and_last().items()):
-            # A wheel holds the packages of a source tree, and not what they were compiled from.
-            if not (held.root / Path(path).parts[0] / "__init__.py").is_file():
+            # Of a source tree an installation holds the package alone, whose name is the component's. What else the
+            # tree has may be called like an installed package, as vLLM's cmake/ is, and is none of ours.
+            if Path(path).parts[0] != held.receipt.component:
                 continue
             file = held.root / path
             if not file.is_file() and file.suffix in (".cu", ".cuh", ".h", ".hpp", ".cpp"):

@@ -49,6 +49,8 @@ def site(tmp_path: Path) -> Path:
     metadata = add_package(folder, "vllm", "0.33.0+gb10", "vllm", {"worker.py": "patched\n", "_version.py": VERSION})
     (metadata / "sparkwright").mkdir()
     source = {"vllm/worker.py": "patched\n", "csrc/kernel.cu": "not in a wheel", "CMakeLists.txt": "nor this"}
+    source["cmake/utils.cmake"] = "nor this, though there is a package called cmake"
+    add_package(folder, "cmake", "3.31.10", "cmake")
     (metadata / "sparkwright" / "patches.json").write_text(receipt("vllm", source))
     add_package(folder, "flashinfer-python", "0.7.2.post1", "flashinfer", {"jit/moe.py": "patched too\n"})
     (folder / ".sparkwright").mkdir()
