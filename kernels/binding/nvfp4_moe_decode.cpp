@@ -54,7 +54,9 @@ void moe_decode(const Tensor &x, const Tensor &w13, const Tensor &s13, const Ten
 
   arguments.expect_aligned("x", x);
   arguments.expect_aligned("w13", w13);
+  arguments.expect_aligned("s13", s13);
   arguments.expect_aligned("w2", w2);
+  arguments.expect_aligned("s2", s2);
   arguments.expect_aligned("workspace", workspace);
 
   p.x = x.data_ptr();

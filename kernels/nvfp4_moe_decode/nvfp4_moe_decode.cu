@@ -22,9 +22,8 @@ constexpr int kRows = 4;           // of the down projection to a warp
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The expert here that choice `pair` goes to, or -1.
-template <typename Id>
-__device__ int64_t expert_of(const MoeDecode &p, int64_t pair) {
-  int64_t expert = static_cast<const Id *>(p.topk_ids)[pair];
+__device__ __forceinline__ int64_t expert_of(const MoeDecode &p, int64_t pair) {
+  int64_t expert = p.ids_are_64_bits ? static_cast<const int64_t *>(p.topk_ids)[pair] : static_cast<const int32_t *>(p.topk_ids)[pair];
   if (p.expert_map != nullptr) expert = expert >= 0 && expert < p.mapped_experts ? p.expert_map[expert] : -1;
   return expert >= 0 && expert < p.experts ? expert : -1;
 }
@@ -34,20 +33,28 @@ __device__ float warp_sum(float value) {
   return value;
 }
 
+template <bool kTiled>
+constexpr ScaleLayout kLayout = kTiled ? ScaleLayout::tiled_128x4 : ScaleLayout::linear;
+
+// The scales of a row start here; those of block b are scale_offset(layout, 0, b, blocks) further, in both layouts.
+template <bool kTiled>
+__device__ __forceinline__ const uint8_t *scales_of(const uint8_t *scales, int64_t row, int64_t blocks) {
+  return scales + scale_offset(kLayout<kTiled>, row, 0, blocks);
+}
+
 // The sum over `kValues` places of weight * scale * input, of one row. `first` is the first place's index.
-template <int kValues>
-__device__ float dot(const Packed<kValues> &weights, const uint8_t *scales, ScaleLayout layout, int64_t row, int64_t blocks,
-                     int64_t first, const float (&inputs)[kValues]) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int block = 0; block < kValues / 16; ++block) {
-    const float scale = e4m3_to_float(scales[scale_offset(layout, row, first / 16 + block, blocks)]);
-    sum = fmaf(scale, block_dot(weights, block, inputs), sum);
-  }
+template <int kValues, bool kTiled>
+__device__ __forceinline__ float dot(const Packed<kValues> &weights, const uint8_t *scales, int64_t first, const float (&inputs)[kValues]) {
+  const uint8_t *from = scales + scale_offset(kLayout<kTiled>, 0, first / 16, 0);
+  // Two scales side by side: their number is even where a load brings two blocks.
+  const uint16_t codes = kValues == 32 ? __ldg(reinterpret_cast<const uint16_t *>(from)) : __ldg(from);
+  const float2 both = e4m3x2_to_float2(codes);
+  float sum = both.x * block_dot(weights, 0, inputs);
+  if constexpr (kValues == 32) sum = fmaf(both.y, block_dot(weights, 1, inputs), sum);
   return sum;
 }
 
-template <typename T, typename Id, int kValues>
+template <typename T, int kValues, bool kTiled>
 __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p) {
   const int lane = threadIdx.x % 32;
   const int64_t groups = (p.inner + kColumns - 1) / kColumns;
@@ -56,7 +63,7 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
   for (int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; task < tasks;
        task += static_cast<int64_t>(gridDim.x) * kWarps) {
     const int64_t pair = task / groups;
-    const int64_t expert = expert_of<Id>(p, pair);
+    const int64_t expert = expert_of(p, pair);
     if (expert < 0) continue;
     const T *x = static_cast<const T *>(p.x) + pair / p.choices * p.hidden;
     const uint8_t *weights = p.w13 + expert * 2 * p.inner * (p.hidden / 2);
@@ -70,16 +77,23 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
       rows[2 * i] = column + (p.up_first ? p.inner : 0);
       rows[2 * i + 1] = column + (p.up_first ? 0 : p.inner);
     }
+    const uint8_t *row_weights[2 * kColumns];
+    const uint8_t *row_scales[2 * kColumns];
+#pragma unroll
+    for (int i = 0; i < 2 * kColumns; ++i) {
+      row_weights[i] = weights + rows[i] * (p.hidden / 2);
+      row_scales[i] = scales_of<kTiled>(scales, rows[i], blocks);
+    }
     float sums[2 * kColumns] = {};
     for (int64_t first = static_cast<int64_t>(lane) * kValues; first < p.hidden; first += 32 * kValues) {
       Packed<kValues> packed[2 * kColumns];
 #pragma unroll
-      for (int i = 0; i < 2 * kColumns; ++i) packed[i] = load_packed<kValues>(weights + rows[i] * (p.hidden / 2) + first / 2);
+      for (int i = 0; i < 2 * kColumns; ++i) packed[i] = load_packed<kValues>(row_weights[i] + first / 2);
       float inputs[kValues];
       load_inputs(x + first, inputs);
 #pragma unroll
       for (int i = 0; i < 2 * kColumns; ++i) {
-        sums[i] += dot(packed[i], scales, p.layout, rows[i], blocks, first, inputs);
+        sums[i] += dot<kValues, kTiled>(packed[i], row_scales[i], first, inputs);
       }
     }
     const float on_input = p.weight_on_input ? p.topk_weights[pair] : 1.0f;
@@ -95,13 +109,15 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
 
 // A warp sums over all choices of a token, which it lines up one behind the other: with an inner width of 512 a row of
 // one expert has work for half a warp only.
-template <typename T, typename Id, int kValues>
+template <typename T, int kValues, bool kTiled>
 __global__ void __launch_bounds__(kWarps * 32) down_kernel(const MoeDecode p) {
   const int lane = threadIdx.x % 32;
   const int64_t groups = (p.hidden + kRows - 1) / kRows;
   const int64_t tasks = p.tokens * groups;
   const int64_t blocks = p.inner / 16;
-  const int64_t loads = p.inner / kValues;  // to a row
+  const int loads = static_cast<int>(p.inner / kValues);  // to a row; 2^31 of them would not fit into a GPU
+  const int choices_further = 32 / loads;
+  const int loads_further = 32 % loads;
   for (int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; task < tasks;
        task += static_cast<int64_t>(gridDim.x) * kWarps) {
     const int64_t token = task / groups;
@@ -109,10 +125,21 @@ __global__ void __launch_bounds__(kWarps * 32) down_kernel(const MoeDecode p) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) rows[i] = min(task % groups * kRows + i, p.hidden - 1);
     float sums[kRows] = {};
-    for (int64_t item = lane; item < p.choices * loads; item += 32) {
-      const int64_t pair = token * p.choices + item / loads;
-      const int64_t first = item % loads * kValues;
-      const int64_t expert = expert_of<Id>(p, pair);
+    int64_t choice = lane / loads;
+    int load = lane % loads;
+    // 32 loads further, without a division.
+    const auto advance = [&] {
+      choice += choices_further;
+      load += loads_further;
+      if (load >= loads) {
+        load -= loads;
+        ++choice;
+      }
+    };
+    for (; choice < p.choices; advance()) {
+      const int64_t pair = token * p.choices + choice;
+      const int64_t first = static_cast<int64_t>(load) * kValues;
+      const int64_t expert = expert_of(p, pair);
       if (expert < 0) continue;
       const uint8_t *weights = p.w2 + expert * p.hidden * (p.inner / 2);
       const uint8_t *scales = p.s2 + expert * p.s2_stride;
@@ -124,7 +151,8 @@ __global__ void __launch_bounds__(kWarps * 32) down_kernel(const MoeDecode p) {
       const float weight = p.g2[expert] * (p.weight_on_input ? 1.0f : p.topk_weights[pair]);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        sums[i] = fmaf(weight, dot(packed[i], scales, p.layout, rows[i], blocks, first, inputs), sums[i]);
+        const float sum = dot<kValues, kTiled>(packed[i], scales_of<kTiled>(scales, rows[i], blocks), first, inputs);
+        sums[i] = fmaf(weight, sum, sums[i]);
       }
     }
 #pragma unroll
@@ -141,15 +169,15 @@ dim3 grid_for(int64_t tasks) {
   return dim3(static_cast<unsigned>(std::min<int64_t>((tasks + kWarps - 1) / kWarps, INT32_MAX)));
 }
 
-template <typename T, typename Id>
+template <typename T, bool kTiled>
 void launch_both(const MoeDecode &p, cudaStream_t stream) {
   const dim3 block(kWarps * 32);
   const int64_t pairs = p.tokens * p.choices;
   if (pairs > 0) {
-    const auto kernel = p.hidden % 32 == 0 ? gate_up_kernel<T, Id, 32> : gate_up_kernel<T, Id, 16>;
+    const auto kernel = p.hidden % 32 == 0 ? gate_up_kernel<T, 32, kTiled> : gate_up_kernel<T, 16, kTiled>;
     launch("nvfp4_moe_decode gate and up", kernel, grid_for(pairs * ((p.inner + kColumns - 1) / kColumns)), block, 0, stream, p);
   }
-  const auto kernel = p.inner % 32 == 0 ? down_kernel<T, Id, 32> : down_kernel<T, Id, 16>;
+  const auto kernel = p.inner % 32 == 0 ? down_kernel<T, 32, kTiled> : down_kernel<T, 16, kTiled>;
   launch("nvfp4_moe_decode down", kernel, grid_for(p.tokens * ((p.hidden + kRows - 1) / kRows)), block, 0, stream, p);
 }
 
@@ -158,10 +186,10 @@ void launch_both(const MoeDecode &p, cudaStream_t stream) {
 void nvfp4_moe_decode(const MoeDecode &p, cudaStream_t stream) {
   if (p.tokens == 0) return;
   const bool bfloat16 = p.activation == Activation16::bfloat16;
-  if (p.ids_are_64_bits) {
-    bfloat16 ? launch_both<__nv_bfloat16, int64_t>(p, stream) : launch_both<__half, int64_t>(p, stream);
+  if (p.layout == ScaleLayout::tiled_128x4) {
+    bfloat16 ? launch_both<__nv_bfloat16, true>(p, stream) : launch_both<__half, true>(p, stream);
   } else {
-    bfloat16 ? launch_both<__nv_bfloat16, int32_t>(p, stream) : launch_both<__half, int32_t>(p, stream);
+    bfloat16 ? launch_both<__nv_bfloat16, false>(p, stream) : launch_both<__half, false>(p, stream);
   }
 }
 
