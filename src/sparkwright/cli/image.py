@@ -85,7 +85,7 @@ ExternalsOption = Annotated[
     str,
     typer.Option(
         "--externals",
-        help="Where FlashAttention comes from: source, or the official wheel (wheel).",
+        help="Where FlashAttention 2 comes from: wheel, the official one of the same release.",
         rich_help_panel=_DOCKER,
     ),
 ]

@@ -27,6 +27,7 @@ from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, store
 from sparkwright.image.revision import REPOSITORY, Revision, read_revision
 from sparkwright.image.sbom import write_sbom
 from sparkwright.image.size import require_size
+from sparkwright.native.wheel import require_externals
 from sparkwright.paths import BUILD, CHECKOUT
 from sparkwright.pins import Line
 from sparkwright.report import note
@@ -92,6 +93,7 @@ def plan(request: Request) -> Plan:
     if request.units:
         arguments["UNITS"] = request.units
     if request.externals:
+        require_externals(request.externals)
         arguments["EXTERNALS"] = request.externals
     for override in request.overrides:
         name, separator, value = override.partition("=")

@@ -8,9 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from sparkwright.errors import SparkwrightError, UsageError
+from sparkwright.errors import SparkwrightError
 from sparkwright.native.stages import STAGES, Stage
 from sparkwright.native.units import UNITS, unit
+from sparkwright.native.wheel import EXTERNALS, require_externals
 from sparkwright.pins import default_line, load_line
 from sparkwright.report import note
 
@@ -23,17 +24,11 @@ def main() -> int:
     parser.add_argument("--units", default="native", choices=UNITS, help="what to compile (default: %(default)s)")
     parser.add_argument("--jobs", default="", help="compilers at once; by default as memory allows")
     parser.add_argument("--modules", default="", help="FlashInfer's modules, separated by commas; by default the list")
-    parser.add_argument("--externals", default="wheel", help="where FlashAttention 2 comes from: wheel")
+    parser.add_argument("--externals", default=EXTERNALS, help="where FlashAttention 2 comes from: %(default)s")
     parser.add_argument("--toolchain", type=Path, help="the environment to work with")
     arguments = parser.parse_args()
     try:
-        if arguments.externals != "wheel":
-            raise UsageError(
-                f"EXTERNALS={arguments.externals} cannot be built",
-                cause="FlashAttention 2 for 12.x needs its repository, which no package index carries, and a lean build"
-                " leaves its CMake project out",
-                remedy="EXTERNALS=wheel takes it from the official wheel; the driver compiles it once, at first use",
-            )
+        require_externals(arguments.externals)
         stage = Stage(
             line=load_line(arguments.line or default_line()),
             unit=unit(arguments.units),

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from sparkwright.errors import BuildFailedError, CommandFailedError, ConfigurationError
+from sparkwright.errors import BuildFailedError, CommandFailedError, ConfigurationError, UsageError
 from sparkwright.files import sha256_file, write_json
 from sparkwright.native.configure import BUILD_TYPE, RECORD, Configuration
 from sparkwright.native.environment import BuildEnvironment
@@ -24,6 +24,8 @@ OFFICIAL: Final = "official"
 """What the version says besides, when the libraries are not compiled here."""
 RUST_FRONTEND: Final = "vllm/vllm-rs"
 LINKED: Final = "vLLM's own extensions"
+EXTERNALS: Final = "wheel"
+"""Where the external projects come from: the official wheel of the same release."""
 EXTENSIONS: Final = ("_C_stable_libtorch", "_moe_C_stable_libtorch", "cumem_allocator", "fs_io_C", "spinloop")
 
 
@@ -47,6 +49,21 @@ PARTS: Final = (
     Part(name="triton_kernels", files=("vllm/third_party/triton_kernels/*",), why="Python only"),
     Part(name="FlashKDA", files=("vllm/_flashkda_C.*",), why="holds code for sm_120"),
 )
+
+
+def require_externals(chosen: str) -> None:
+    """Refuse to take the external projects from elsewhere.
+
+    Raises:
+        UsageError: something else was chosen.
+    """
+    if chosen != EXTERNALS:
+        raise UsageError(
+            f"EXTERNALS={chosen} cannot be built",
+            cause="FlashAttention 2 for 12.x needs its repository, which no package index carries, and a lean build"
+            " leaves its CMake project out",
+            remedy=f"EXTERNALS={EXTERNALS} takes it from the official wheel; the driver compiles it once, at first use",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
