@@ -3,7 +3,7 @@
 #
 #   ./test.sh --fast   lint, types and unit tests: about a minute, no network after the first run
 #   ./test.sh          all of that, and real upstream sources, compilers and machine code; what CI runs
-#   ./test.sh --all    all of that, and what takes longer than CI should (the whole wheel, the image)
+#   ./test.sh --all    all of that, and what takes longer than CI should (the whole wheel)
 #
 # Further arguments go to pytest, for instance: ./test.sh --fast -k audit
 set -Eeuo pipefail

@@ -45,7 +45,7 @@ def steps(output: str) -> dict[str, str]:
     return {name: ends.get(number, "") for number, name in names.items()}
 
 
-def built(engine: Engine, context: Path, target: str) -> str:
+def output(engine: Engine, context: Path, target: str) -> str:
     done = subprocess.run(
         ["docker", *build_command(context, target=target)],
         env=dict(engine.variables),
@@ -61,7 +61,7 @@ def built(engine: Engine, context: Path, target: str) -> str:
 @pytest.mark.usefixtures("image")
 def test_a_patch_of_python_compiles_nothing_again(engine: Engine, context: Path) -> None:
     edit(context / PYTHON_PATCH, 'new="MemorySnapshot().free_memory"', 'new="(MemorySnapshot().free_memory)"')
-    ends = steps(built(engine, context, "native"))
+    ends = steps(output(engine, context, "native"))
     (patching,) = (end for name, end in ends.items() if name.startswith("[patched") and "RUN" in name)
     assert patching == "DONE"
     compiling = {name: end for name, end in ends.items() if name.startswith("[native")}
@@ -73,7 +73,7 @@ def test_a_patch_of_python_compiles_nothing_again(engine: Engine, context: Path)
 def test_a_change_of_what_is_served_compiles_nothing_again(engine: Engine, context: Path) -> None:
     with (context / "src/sparkwright/entrypoint/plan.py").open("a") as stream:
         stream.write("\n# A change.\n")
-    ends = steps(built(engine, context, "native"))
+    ends = steps(output(engine, context, "native"))
     assert {end for name, end in ends.items() if "RUN" in name} == {"CACHED"}, ends
 
 

@@ -3,21 +3,25 @@
 import json
 import re
 import shutil
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.image.conftest import Built
 from tests.image.engine import Engine
 
+from sparkwright.image.arguments import argument_block, series_of
 from sparkwright.native.build_report import pins_digest
+from sparkwright.paths import CHECKOUT
+from sparkwright.pins import default_line, load_line
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 
 Run = Callable[..., str]
 _SERVER = Path(__file__).with_name("stub_vllm.py")
+LINE = load_line(default_line())
 
 
 @pytest.fixture
@@ -71,8 +75,10 @@ def test_its_labels_say_what_it_is(config: dict[str, Any]) -> None:
     labels = config["Labels"]
     for name in ("title", "version", "revision", "source", "created", "licenses"):
         assert labels[f"org.opencontainers.image.{name}"], name
-    assert labels["sparkwright.line"] == labels["sparkwright.vllm.version"] == "0.33.0"
+    assert labels["sparkwright.line"] == labels["sparkwright.vllm.version"] == LINE.name
+    assert labels["sparkwright.vllm.commit"] == LINE.vllm_commit
     assert labels["sparkwright.pins.sha256"] == pins_digest()
+    assert labels["sparkwright.patches"].split() == list(series_of(LINE))
     assert labels["sparkwright.units"] == "smoke"
 
 
@@ -99,25 +105,50 @@ def test_the_file_system_holds_what_it_must(run: Run) -> None:
     run(command=("bash", "-Eeuo", "pipefail", "-c", script))
 
 
-def test_about_tells_what_it_holds(run: Run) -> None:
+def test_a_build_without_arguments_has_the_same_labels(
+    engine: Engine, config: dict[str, Any], image: str, tmp_path: Path
+) -> None:
+    """But for the commit, which only ./build.sh knows. Here the last lines of the Dockerfile, above the built image."""
+    text = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8")
+    tail = text[text.index("\nARG SPARKWRIGHT_VERSION=") :]
+    stage = f"FROM {image}\nARG LINE\nARG UNITS\nARG SPARKWRIGHT_REVISION=\n"
+    (tmp_path / "Dockerfile").write_text(argument_block() + "ARG UNITS=smoke\n" + stage + tail, encoding="utf-8")
+    tag = "sparkwright-test:bare"
+    engine.docker("buildx", "build", "--load", "--tag", tag, tmp_path)
+    try:
+        labels = json.loads(engine.docker("image", "inspect", tag))[0]["Config"]["Labels"]
+    finally:
+        engine.docker("image", "rm", tag)
+    differing = {name for name in config["Labels"] | labels if labels.get(name) != config["Labels"].get(name)}
+    assert differing == {f"org.opencontainers.image.{name}" for name in ("version", "revision", "created", "source")}
+
+
+def test_about_tells_what_it_holds(run: Run, built: Built) -> None:
     about = json.loads(run(command=("about", "--json")))["image"]
     assert about["versions"]["vllm"] == "0.33.0+gb10.official"
-    assert about["revision"] == "0" * 40
+    assert about["revision"] == built.record["revision"]
+    assert about["vllm_commit"] == LINE.vllm_commit
     assert about["pins"] == pins_digest()
     assert [one["name"] for one in about["jit_modules"]] == ["norm"]
     states = {(one["component"], one["name"]): one["status"] for one in about["patches"]}
     assert states["vllm", "uma-graph-memory"] == "applied"
     assert {status for (component, _), status in states.items() if component == "flashinfer"} >= {"applied"}
+    patched = "/opt/venv/lib/python3*/site-packages/vllm/v1/worker/gpu/cudagraph_utils.py"
+    run(command=("bash", "-c", f"grep -q 'MemorySnapshot().free_memory' {patched}"))
 
 
-def test_vllm_is_the_patched_one_and_imports(run: Run) -> None:
-    script = """
-    import vllm, torch, flashinfer
-    from vllm.v1.worker.gpu import cudagraph_utils
-    assert "MemorySnapshot().free_memory" in open(cudagraph_utils.__file__).read()
-    print(vllm.__version__, torch.__version__)
-    """
-    assert "0.33.0 2.14.0" in run(command=("python", "-c", textwrap.dedent(script)))
+def test_the_doctor_checks_what_it_can_without_a_gpu(run: Run) -> None:
+    """It imports vLLM, compiles for sm_121a, compares releases and patches; and says why of what it leaves out."""
+    report = json.loads(run(command=("doctor", "--json")))
+    assert report["ok"], [one for one in report["checks"] if one["verdict"] == "fail"]
+    found = {one["name"]: one for one in report["checks"]}
+    good = {"releases", "patches", "compiler", "nvcc variables", "NVFP4 backend"}
+    assert good <= {name for name, one in found.items() if one["verdict"] == "pass"}
+    assert "9 import, with the linker's stub" in found["libraries"]["found"]
+    assert "only as PTX: _vllm_fa2_C" in found["machine code"]["found"]
+    assert found["FlashInfer modules"]["found"].startswith("1 ready")
+    assert all(one["reason"] for one in report["checks"] if one["verdict"] in ("warn", "skipped"))
+    assert "--gpus all" in found["GPU"]["reason"]
 
 
 def test_a_module_that_is_not_there_is_compiled_at_run_time_by_anyone(run: Run) -> None:

@@ -1,19 +1,16 @@
-"""What build.sh does last, with the image that the shipped Dockerfile made: tests, layers, bill of materials."""
+"""./build.sh with a real engine: its tests of the image, what it writes down, and what it says when it cannot build."""
 
 import json
-from pathlib import Path
+from copy import deepcopy
+from typing import Any
 
 import pytest
-from tests.image.conftest import ARGUMENTS
-from tests.image.engine import Engine
+from tests.image.conftest import BUILD, TAG, Built, Script, build_command
 
-from sparkwright.image import record, sbom
-from sparkwright.image.build import layers
 from sparkwright.image.checks import check_image
 from sparkwright.image.docker import Docker
 from sparkwright.image.inventory import lock_name
 from sparkwright.image.locked import read_lock
-from sparkwright.image.record import ImageRecord
 from sparkwright.image.target import Target
 from sparkwright.paths import REQUIREMENTS
 from sparkwright.pins import default_line
@@ -21,38 +18,91 @@ from sparkwright.pins import default_line
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 
 LINE = default_line()
+B12X = "b12x is that of its own package"
+AUDIT = "audit of the installed vLLM"
 
 
-@pytest.fixture
-def docker(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    for name in ("DOCKER_HOST", "DOCKER_CONFIG", "PATH"):
-        monkeypatch.setenv(name, engine.variables[name])
-    return Docker()
+def faults(docker: Docker, found: dict[str, Any], expected: dict[str, str]) -> dict[str, str]:
+    return {one.name: one.detail for one in check_image(docker, found, expected=expected) if not one.passed}
 
 
-def test_the_image_passes_and_the_tests_can_fail(docker: Docker, image: str) -> None:
-    expected = ARGUMENTS | {"LINE": LINE, "REQUIREMENTS": lock_name(LINE)}
-    found = docker.inspect(image)
-    faults = {one.name: one.detail for one in check_image(docker, found, expected=expected) if not one.passed}
-    # build.sh gives this label on the command line; the fixture does not.
-    assert faults == {"labels": "sparkwright.patches is missing"}
-    other = check_image(docker, found, expected=expected | {"SPARKWRIGHT_REVISION": "1" * 40})
-    assert {"about", "labels"} <= {one.name for one in other if not one.passed}
+def test_what_was_built_was_tested_and_written_down(built: Built, docker: Docker) -> None:
+    record = built.record
+    assert record["tested"] is True
+    assert {"labels", "configuration", "about", "serve is planned", "runs as any user, read-only"} <= {
+        one["name"] for one in record["checks"]
+    }
+    assert (record["tag"], record["units"], record["dirty"]) == (TAG, "smoke", False)
+    assert record["image_id"] == docker.image_id(TAG)
+    stored = json.loads((built.checkout / "build" / LINE / "image.json").read_text())
+    assert stored == {name: value for name, value in record.items() if name != "differences"}
+    size = docker.inspect(TAG)["Size"]
+    assert sum(layer["size"] for layer in record["layers"]) == pytest.approx(size, rel=0.001)
 
 
-def test_the_bill_lists_what_the_lock_says(
-    docker: Docker, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(record, "BUILD", tmp_path)
-    found = docker.inspect(image)
-    made = ImageRecord.model_construct(
-        line=LINE, tag=image, image_id=found["Id"], platform="linux/amd64", created="2026-01-01T00:00:00Z"
-    )
-    bill = json.loads(sbom.write_sbom(docker, made).read_text())
+def test_its_tests_can_fail(built: Built, docker: Docker) -> None:
+    """Here with another commit, and with what an image for a Spark is to hold, which this one does not."""
+    expected = built.record["arguments"] | {
+        "SPARKWRIGHT_REVISION": "1" * 40,
+        "REQUIREMENTS": lock_name(LINE, "b12x"),
+    }
+    found = deepcopy(docker.inspect(TAG))
+    found["Config"]["Labels"]["sparkwright.units"] = "native"
+    wrong = faults(docker, found, expected)
+    assert set(wrong) == {"labels", "about", AUDIT, B12X}
+    # The libraries of the official wheel: audited in the container, and refused for what they are.
+    assert "_C_stable_libtorch" in wrong[AUDIT]
+    assert "sm121" in wrong[AUDIT]
+    assert "b12x" in wrong[B12X]
+
+
+def test_the_option_b12x_installs_its_own_package(built: Built, docker: Docker) -> None:
+    tag = "sparkwright-test:b12x"
+    lock = lock_name(LINE, "b12x")
+    docker.run(*build_command(built.checkout, target="packages", tag=tag, REQUIREMENTS=lock))
+    try:
+        assert B12X not in faults(docker, docker.inspect(tag), built.record["arguments"] | {"REQUIREMENTS": lock})
+    finally:
+        docker.run("image", "rm", tag)
+
+
+def test_the_bill_lists_what_the_lock_says(built: Built, docker: Docker) -> None:
+    bill = json.loads((built.checkout / "build" / LINE / "images" / "smoke.cdx.json").read_text())
     listed = {(one["name"].lower().replace("_", "-").replace(".", "-"), one["version"]) for one in bill["components"]}
-    python = docker.run("run", "--rm", "--network", "none", image, "python3", "--version").split()[1]
+    python = docker.run("run", "--rm", "--network", "none", TAG, "python3", "--version").split()[1]
     target = Target(machine="x86_64", python=(3, int(python.split(".")[1])), glibc=(2, 41))
     locked = {(one.project, one.version) for one in read_lock(REQUIREMENTS / lock_name(LINE), target)}
     assert locked <= listed
     assert {name for name, _ in listed} >= {"vllm", "sparkwright", "libc6", "ibverbs-providers"}
-    assert sum(layer.size for layer in layers(docker, image)) == pytest.approx(found["Size"], rel=0.001)
+
+
+@pytest.mark.usefixtures("built")
+def test_an_image_of_a_part_of_vllm_is_not_pushed(script: Script) -> None:
+    said = script("push.sh", TAG, "--to", "registry.example/sparkwright", status=64)
+    assert "it holds only the units 'smoke'" in said
+
+
+def test_what_cannot_be_built_here_is_told_at_once(
+    script: Script, docker: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = script("build.sh", status=64)
+    assert "this Docker builds for linux/amd64" in said
+    assert "--host" in said
+    said = script("build.sh", *BUILD, "--on", "nobody@no-such-host.invalid", status=69)
+    assert "no host is called no-such-host.invalid" in said
+    said = script("build.sh", *BUILD, "--arg", "BASE_IMAGE=no-such-base:1", "--tag", "sparkwright-test:none", status=69)
+    assert "could not be fetched" in said
+    assert docker.image_id("sparkwright-test:none") is None
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    assert "does not answer" in script("build.sh", *BUILD, status=69)
+
+
+@pytest.mark.long
+def test_a_second_build_is_compared_with_the_first(built: Built, script: Script, docker: Docker) -> None:
+    """Takes as long as the first: nothing comes from the cache."""
+    again = json.loads(script("build.sh", *BUILD, "--verify-reproducible", "--json"))
+    assert again["tested"]
+    assert again["image_id"] == built.record["image_id"]
+    assert docker.image_id(f"{TAG}-again") is None
+    # Bytecode, logs and caches would be named here; what is named may differ in the time of its files alone.
+    assert {what.partition(" of ")[0] for _, what in again["differences"]} <= {"the times"}

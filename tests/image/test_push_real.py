@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.image.conftest import Script
 from tests.image.engine import STAND_IN, Engine, start
 
+from sparkwright.image import record as records
 from sparkwright.image.build import layers
 from sparkwright.image.docker import Docker
 from sparkwright.image.listing import held_images, remove, superseded
 from sparkwright.image.push import deliver, registry_tags
-from sparkwright.image.record import ImageRecord
+from sparkwright.image.record import RELEASED_UNITS, Check, ImageRecord, store
 from sparkwright.image.reproduce import compare
 from sparkwright.paths import cache
 from sparkwright.pins import default_line
@@ -34,15 +36,7 @@ NODE = "ssh://spark2"
 
 
 @pytest.fixture
-def here(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    """The engine, for what asks for docker on PATH."""
-    for name in ("DOCKER_HOST", "DOCKER_CONFIG", "PATH"):
-        monkeypatch.setenv(name, engine.variables[name])
-    return Docker()
-
-
-@pytest.fixture
-def make_image(here: Docker, tmp_path: Path) -> Iterator[MakeImage]:
+def make_image(docker: Docker, tmp_path: Path) -> Iterator[MakeImage]:
     """Images of two layers above the stand-in: a large one that stays, and a small one that is given."""
     made: list[str] = []
 
@@ -57,15 +51,29 @@ def make_image(here: Docker, tmp_path: Path) -> Iterator[MakeImage]:
         tag = f"sparkwright:{LINE}-{revision}"
         labels = {"sparkwright.line": LINE, "org.opencontainers.image.created": f"2026-11-{revision:0>2}T00:00:00Z"}
         words = [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
-        here.run("buildx", "build", "--load", "--provenance=false", "--tag", tag, *words, context)
+        docker.run("buildx", "build", "--load", "--provenance=false", "--tag", tag, *words, context)
         made.append(tag)
-        found = here.inspect(tag)
-        return ImageRecord.model_construct(
-            line=LINE, tag=tag, image_id=found["Id"], created="2026-11-21T00:00:00Z", size=found["Size"]
+        found = docker.inspect(tag)
+        return ImageRecord(
+            line=LINE,
+            tag=tag,
+            image_id=found["Id"],
+            platform="linux/amd64",
+            revision=revision,
+            dirty=False,
+            created="2026-11-21T00:00:00Z",
+            built="2026-11-21T00:00:00Z",
+            seconds=1,
+            host="",
+            arguments={},
+            units=RELEASED_UNITS,
+            size=found["Size"],
+            layers=(),
+            checks=(Check(name="as if it had been tested", passed=True),),
         )
 
     yield make
-    here.run("image", "rm", "--force", *made)
+    docker.run("image", "rm", "--force", *made)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,7 @@ def other(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Engine, here: Docker) -> Engine:  # noqa: ARG001
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Engine, docker: Docker) -> Engine:  # noqa: ARG001
     """The other engine with `ssh` leading to it, as long as no file `cut` tells after how many bytes it breaks."""
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -111,10 +119,10 @@ def ids(engine: Engine) -> dict[str, str]:
 
 
 def test_a_node_gets_the_image_and_later_only_what_changed(
-    here: Docker, node: Engine, make_image: MakeImage, tmp_path: Path
+    docker: Docker, node: Engine, make_image: MakeImage, tmp_path: Path
 ) -> None:
     first, second = make_image("1", b"one"), make_image("2", b"two")
-    (delivery,) = deliver(here, first, [NODE])
+    (delivery,) = deliver(docker, first, [NODE])
     assert delivery.error == ""
     assert delivery.note.endswith("layers were there"), "the stand-in is there already"
     assert ids(node) == {first.tag: first.image_id}
@@ -122,13 +130,13 @@ def test_a_node_gets_the_image_and_later_only_what_changed(
 
     # Broken off in the middle: nothing of it has a name there, and what is there goes on working.
     (tmp_path / "cut").write_text("900")
-    (broken,) = deliver(here, second, [NODE])
+    (broken,) = deliver(docker, second, [NODE])
     assert "broke off" in broken.error
     assert "closed by remote host" in broken.error
     assert ids(node) == {first.tag: first.image_id}
     (tmp_path / "cut").unlink()
 
-    (delivery,) = deliver(here, second, [NODE])
+    (delivery,) = deliver(docker, second, [NODE])
     assert delivery.error == ""
     assert delivery.note == "2 of 3 layers were there"
     assert delivery.sent < MEGABYTE
@@ -136,7 +144,7 @@ def test_a_node_gets_the_image_and_later_only_what_changed(
     shown = node.docker("run", "--rm", "--network", "host", second.tag, "bash", "-c", "cat /small; wc -c < /large")
     assert shown == f"two{8 * MEGABYTE}"
 
-    (again,) = deliver(here, second, [NODE])
+    (again,) = deliver(docker, second, [NODE])
     assert (again.note, again.sent) == ("was there already", 0)
 
 
@@ -191,20 +199,20 @@ def digest_of(address: str, tag: str) -> str:
 
 
 def test_a_registry_holds_the_digest_that_was_printed(
-    here: Docker, make_image: MakeImage, node: Engine, tmp_path: Path
+    docker: Docker, make_image: MakeImage, node: Engine, tmp_path: Path
 ) -> None:
     record = make_image("3", b"three")
     with registry(tmp_path) as address:
-        (delivery,) = deliver(here, record, [f"{address}/team/sparkwright"])
+        (delivery,) = deliver(docker, record, [f"{address}/team/sparkwright"])
         assert delivery.error == ""
         assert [digest_of(address, tag) for tag in registry_tags(record)] == [delivery.digest] * 2
-        assert f"{address}/team/sparkwright" not in here.run("image", "ls", "--format", "{{.Repository}}")
+        assert f"{address}/team/sparkwright" not in docker.run("image", "ls", "--format", "{{.Repository}}")
         pulled = f"{address}/team/sparkwright@{delivery.digest}"
         node.docker("pull", pulled)
         assert node.docker("image", "inspect", "--format", "{{.Id}}", pulled) == record.image_id
 
 
-def test_a_registry_that_wants_a_login_is_told(here: Docker, make_image: MakeImage, tmp_path: Path) -> None:
+def test_a_registry_that_wants_a_login_is_told(docker: Docker, make_image: MakeImage, tmp_path: Path) -> None:
     (tmp_path / "htpasswd").write_text("me:$2y$05$" + "a" * 53 + "\n")
     settings = {
         "REGISTRY_AUTH": "htpasswd",
@@ -212,29 +220,72 @@ def test_a_registry_that_wants_a_login_is_told(here: Docker, make_image: MakeIma
         "REGISTRY_AUTH_HTPASSWD_PATH": str(tmp_path / "htpasswd"),
     }
     with registry(tmp_path, **settings) as address:
-        (delivery,) = deliver(here, make_image("4", b"four"), [f"{address}/team/sparkwright"])
+        (delivery,) = deliver(docker, make_image("4", b"four"), [f"{address}/team/sparkwright"])
     assert f"docker login {address}" in delivery.error
-    (gone,) = deliver(here, make_image("5", b"five"), [f"{address}/team/sparkwright"])
+    (gone,) = deliver(docker, make_image("5", b"five"), [f"{address}/team/sparkwright"])
     assert "cannot be reached" in gone.error
 
 
-def test_images_are_listed_and_pruned(here: Docker, make_image: MakeImage) -> None:
+def test_images_are_listed_and_pruned(docker: Docker, make_image: MakeImage) -> None:
     first, second = make_image("6", b"six"), make_image("7", b"seven")
-    held = held_images(here, line=LINE)
+    held = held_images(docker, line=LINE)
     assert [one.reference for one in held][:2] == [second.tag, first.tag], "newest first"
-    container = here.run("create", first.tag, "true").strip()
-    assert first.tag not in remove(here, superseded(held, keep=1)), "a container uses it"
-    here.run("rm", container)
-    assert remove(here, superseded(held_images(here, line=LINE), keep=1)) == (first.tag,)
-    assert second.tag in [one.reference for one in held_images(here, line=LINE)]
+    container = docker.run("create", first.tag, "true").strip()
+    assert first.tag not in remove(docker, superseded(held, keep=1)), "a container uses it"
+    docker.run("rm", container)
+    assert remove(docker, superseded(held_images(docker, line=LINE), keep=1)) == (first.tag,)
+    assert second.tag in [one.reference for one in held_images(docker, line=LINE)]
 
 
-def test_a_difference_between_two_builds_is_named(here: Docker, make_image: MakeImage) -> None:
+def test_a_difference_between_two_builds_is_named(docker: Docker, make_image: MakeImage) -> None:
     one, other = make_image("8", b"eight"), make_image("9", b"nine")
-    ((maker, what),) = compare(here, one, other.tag)
+    ((maker, what),) = compare(docker, one, other.tag)
     assert maker.startswith("COPY small /")
     assert what == "small"
-    assert compare(here, one, one.tag) == []
-    sizes = [layer.size for layer in layers(here, one.tag)]
+    assert compare(docker, one, one.tag) == []
+    sizes = [layer.size for layer in layers(docker, one.tag)]
     assert sizes[1] == 8 * MEGABYTE
-    assert json.loads(here.run("image", "inspect", one.tag))[0]["Size"] == sum(sizes)
+    assert json.loads(docker.run("image", "inspect", one.tag))[0]["Size"] == sum(sizes)
+
+
+def test_push_sh_publishes_carries_and_prunes(
+    docker: Docker,
+    script: Script,
+    clone: Path,
+    node: Engine,
+    make_image: MakeImage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "BUILD", clone / "build")
+    older, newer = make_image("11", b"eleven"), make_image("12", b"twelve")
+    for one in (older, newer):
+        store(one)
+    with registry(tmp_path) as address:
+        to = ("--to", f"{address}/team/sparkwright", "--to", NODE)
+        (clone / "new-file").touch()
+        assert "the checkout has uncommitted files" in script("push.sh", *to, status=64)
+        (clone / "new-file").unlink()
+        done = json.loads(script("push.sh", *to, "--json"))
+        published, carried = done["deliveries"]
+        assert (published["error"], carried["error"]) == ("", "")
+        assert digest_of(address, newer.tag.rpartition(":")[2]) == published["digest"]
+        assert ids(node)[newer.tag] == newer.image_id == carried["digest"]
+        # An earlier revision goes by its tag, and one destination that fails does not stop the other.
+        gone = ("--to", "127.0.0.1:1/team/sparkwright")
+        said = script("push.sh", older.tag, *gone, "--to", NODE, status=69)
+        assert "1 of 2 destinations" in said
+        assert ids(node)[older.tag] == older.image_id
+    listed = [one["reference"] for one in json.loads(script("build.sh", "--list", "--json")) if one["tested"]]
+    assert listed == [newer.tag, older.tag]
+    assert older.tag in json.loads(script("push.sh", "--keep", "1", "--yes", "--json"))["removed"]
+    assert docker.image_id(older.tag) is None
+    assert docker.image_id(newer.tag) == newer.image_id
+    assert "no host is called" in real_ssh(script, monkeypatch)
+
+
+def real_ssh(script: Script, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What push.sh says of a host that does not exist, with the machine's own ssh."""
+    kept = os.environ["PATH"].split(os.pathsep)[1:]
+    monkeypatch.setenv("PATH", os.pathsep.join(kept))
+    return script("push.sh", "--to", "ssh://nobody@no-such-host.invalid", status=69)

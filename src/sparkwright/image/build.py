@@ -199,7 +199,8 @@ def _build(request: Request, chosen: Plan) -> None:
     try:
         request.docker.watch(chosen.argv, log=log, on_line=show)
     except CommandFailedError as error:
-        raise explain(log.read_text(encoding="utf-8", errors="replace"), log) from error
+        output = log.read_text(encoding="utf-8", errors="replace")
+        raise explain(output, log, shown=request.progress != "quiet") from error
 
 
 def _build_on_terminal(request: Request, chosen: Plan) -> None:
@@ -209,10 +210,10 @@ def _build_on_terminal(request: Request, chosen: Plan) -> None:
         raise BuildFailedError("docker buildx build failed; its output is above", remedy="--progress plain keeps a log")
 
 
-def explain(output: str, log: Path) -> SparkwrightError:
-    """What the output of a failed build means."""
+def explain(output: str, log: Path, *, shown: bool = False) -> SparkwrightError:
+    """What the output of a failed build means; one that was shown already is not repeated but for its last line."""
     text = output.lower()
-    tail = "\n".join(output.splitlines()[-25:])
+    tail = "\n".join(output.splitlines()[-1 if shown else -25 :])
     if "no space left on device" in text:
         return OutputError(
             f"the disk became full while the image was built\n{tail}",

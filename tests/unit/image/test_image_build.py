@@ -296,3 +296,4 @@ def test_explain_keeps_the_end_of_the_output(tmp_path: Path) -> None:
     error = explain("\n".join(f"line {number}" for number in range(100)), tmp_path / "log")
     assert "line 99" in str(error)
     assert "line 10\n" not in str(error)
+    assert "line 98" not in str(explain("line 98\nline 99", tmp_path / "log", shown=True)), "it was shown"
