@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +150,23 @@ def test_the_doctor_checks_what_it_can_without_a_gpu(run: Run) -> None:
     assert found["FlashInfer modules"]["found"].startswith("1 ready")
     assert all(one["reason"] for one in report["checks"] if one["verdict"] in ("warn", "skipped"))
     assert "--gpus all" in found["GPU"]["reason"]
+
+
+def test_the_licence_texts_of_its_packages_are_there(run: Run) -> None:
+    script = """
+    from importlib.metadata import distributions
+    named, missing = 0, []
+    for one in distributions():
+        for name in one.metadata.get_all("License-File") or ():
+            named += 1
+            paths = [one._path / folder / name for folder in ("licenses", "license_files", "")]
+            if not any(path.is_file() for path in paths):
+                missing.append(f"{one.name}: {name}")
+    print(named, missing)
+    """
+    named, _, missing = run(command=("python", "-c", textwrap.dedent(script))).partition(" ")
+    assert missing == "[]"
+    assert int(named) > 100
 
 
 def test_a_module_that_is_not_there_is_compiled_at_run_time_by_anyone(run: Run) -> None:

@@ -138,7 +138,11 @@ def require_ssh(host: str) -> None:
                 f"{host} does not accept a key of this user; passwords are never used",
                 f"ssh-copy-id {host}",
             ),
-            ("could not resolve", f"no host is called {host.rpartition('@')[2]}", "check the name, or add it to ~/.ssh/config"),
+            (
+                "could not resolve",
+                f"no host is called {host.rpartition('@')[2]}",
+                "check the name, or add it to ~/.ssh/config",
+            ),
         )
         otherwise = ("it is switched off, or not reachable from here", f"check that `ssh {host}` works")
         cause, remedy = next(((why, what) for sign, why, what in cases if sign in text), otherwise)
