@@ -1,10 +1,13 @@
 """The image: `sparkwright image` says what is in it, `build` without --host makes it, `push` publishes it."""
 
 import shlex
+import signal
 import sys
 from enum import StrEnum
+from types import FrameType
 from typing import Annotated
 
+import psutil
 import typer
 
 from sparkwright.errors import ConfigurationError, UnavailableError, UsageError
@@ -198,6 +201,7 @@ def push(
     if not destinations and keep is None:
         raise UsageError("say where to push to", remedy="--to registry/name, --to ssh://user@node, or --keep N")
     check_destinations(destinations)
+    signal.signal(signal.SIGTERM, _interrupt)
     deliveries: tuple[Delivery, ...] = ()
     if destinations:
         docker.require_engine()
@@ -232,6 +236,13 @@ def push(
             cause=failed[0].error,
             remedy="mend it and run the same command again: what is there already is not sent again",
         )
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # As Ctrl-C, which reaches the programs that send as well: alone they would go on and finish.
+    for process in psutil.Process().children(recursive=True):
+        process.terminate()
+    raise KeyboardInterrupt
 
 
 def _is_asked() -> bool:

@@ -22,7 +22,7 @@ from sparkwright.files import exclusive_lock
 from sparkwright.image import build, record
 from sparkwright.image.arguments import line_arguments
 from sparkwright.image.build import Request, build_image, explain, plan
-from sparkwright.image.preflight import DISK_BYTES, SPARK_PLATFORM, Machine, require
+from sparkwright.image.preflight import DISK_BYTES, REBUILD_BYTES, SPARK_PLATFORM, Machine, require
 from sparkwright.image.record import latest_path, load_record, sbom_path
 from sparkwright.pins import load_line
 
@@ -152,6 +152,18 @@ def test_a_small_disk_is_told_with_what_is_needed() -> None:
     with pytest.raises(OutputError, match=r"20\.0 GB free; the build needs 45 GB"):
         require(machine, wanted=SPARK_PLATFORM, rebuild=False)
     require(machine, wanted=SPARK_PLATFORM, rebuild=True)
+
+
+def test_a_small_disk_stops_a_build_before_it_starts(spark: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=REBUILD_BYTES))
+    with pytest.raises(OutputError, match="the build needs 45 GB"):
+        build_image(REQUEST)
+    spark.answer("docker image ls", out="0123\n")
+    with pytest.raises(OutputError, match="the build needs 45 GB"):
+        build_image(replace(REQUEST, no_cache=True))
+    assert not spark.calls("buildx", "build")
+    build_image(REQUEST)
+    assert spark.calls("buildx", "build"), "with an image of the line a rebuild needs less"
 
 
 def test_two_builds_at_once_are_refused(spark: Programs) -> None:

@@ -3,11 +3,16 @@
 import gzip
 import io
 import json
+import os
+import signal
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.unit.image.conftest import IMAGE, LINE, REVISION, TAG, Programs, engine_info, inspected
 from typer.testing import CliRunner
@@ -151,6 +156,30 @@ def test_a_registry_that_refuses_is_told_and_leaves_no_names_behind(built: Progr
     assert words in delivery.error
     assert built.calls("rm", f"registry.example/sparkwright:{LINE}-214-g1a2b3c4d")
     assert len(built.calls("docker", "push")) == 1, "the second tag is not tried"
+
+
+@pytest.mark.timeout(30)
+def test_an_interrupted_push_ends_what_it_started_and_leaves_no_names(built: Programs) -> None:
+    os.mkfifo(built.folder / "never-ends")
+    built.answer("docker push", file=str(built.folder / "never-ends"))
+
+    def interrupt() -> None:
+        while not built.calls("docker", "push"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        done = CliRunner().invoke(app, ["push", "--to", "registry.example/sparkwright"])
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+    assert done.exit_code == 130
+    assert built.calls("rm", f"registry.example/sparkwright:{LINE}-214-g1a2b3c4d")
+    assert len(built.calls("docker", "push")) == 1, "the second tag is not tried"
+    assert not psutil.Process().children(recursive=True)
 
 
 def archive(path: Path, layers: dict[str, bytes]) -> Path:
