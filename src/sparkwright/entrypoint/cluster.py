@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sparkwright.entrypoint import interfaces, memory
+from sparkwright.entrypoint import interfaces, memory, own_kernels
 from sparkwright.entrypoint.plan import GIB, Host, Plan, Wait
 from sparkwright.entrypoint.variables import Values
 from sparkwright.errors import ConfigurationError
@@ -68,7 +68,7 @@ def node_environment(address: str, toward: str, environment: Mapping[str, str], 
         chosen["VLLM_HOST_IP"] = address
     if not environment.get("MAX_JOBS"):
         chosen["MAX_JOBS"] = str(memory.jobs(host))
-    return chosen
+    return chosen | own_kernels.switched(Values(environment))
 
 
 def ray_environment(environment: Mapping[str, str], token: bool) -> dict[str, str]:

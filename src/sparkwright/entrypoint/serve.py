@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from sparkwright.entrypoint import cluster, memory, model, release, translate, words
+from sparkwright.entrypoint import cluster, memory, model, own_kernels, release, translate, words
 from sparkwright.entrypoint.plan import Host, Plan, Wait
 from sparkwright.entrypoint.variables import BY_NAME, TABLE, Values
 from sparkwright.entrypoint.words import Setting, Source
@@ -142,6 +142,7 @@ def plan(
     """Plan `vllm serve`; with `ray`, in a cluster whose head this container has started."""
     environment = values.environment
     version = release.installed(environment)
+    own_kernels.require_of(version, values)
     smoke = values.switch("SMOKE") or "--smoke" in arguments
     arguments = [word for word in arguments if word != "--smoke"]
     if {"-h", "--help"} & set(arguments) or any(word.startswith("--help=") for word in arguments):
@@ -166,7 +167,7 @@ def plan(
     if "--kv-cache-memory-bytes" not in chosen and (low := memory.warning(share, host)):
         notices.append(low)
     env = {key: value for key, value in recipe.env.items() if not environment.get(key) and key not in old.unset}
-    env |= nodes.env
+    env |= nodes.env | own_kernels.switched(values)
     if not environment.get("MAX_JOBS"):
         env.setdefault("MAX_JOBS", str(memory.jobs(host)))
     headless = "--headless" in chosen

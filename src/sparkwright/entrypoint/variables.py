@@ -308,6 +308,20 @@ TABLE: Final[tuple[Variable, ...]] = (
         kind="count",
     ),
     Variable(
+        name="GB10_KERNELS",
+        modes=NODES,
+        purpose="Let this project's own kernels decode one to eight tokens of NVFP4 layers.",
+        values="1 or 0",
+        default="0",
+        explanation="A plugin of vLLM then reads the weights of the kernels that vLLM chose, and leaves them every "
+        "larger batch. vLLM's log names each layer that stays with vLLM alone, and why; a --linear-backend takes the "
+        "plugin out of linear layers. Nothing of it was measured on a GB10 yet: kernels/README.md says what was "
+        "checked, and `doctor` compares each kernel with its reference on your GPU. Set it on every node; it needs "
+        "vLLM 0.32 or later.",
+        example="GB10_KERNELS=1",
+        kind="switch",
+    ),
+    Variable(
         name="SPARKWRIGHT_VLLM_VERSION",
         modes=NODES,
         purpose="The vLLM version to plan for, instead of the installed one.",
