@@ -29,7 +29,7 @@ FROM ${BASE_IMAGE} AS base
 SHELL ["/bin/bash", "-Eeuo", "pipefail", "-c"]
 ARG APT_SNAPSHOT
 # Releases are those of the archive's snapshot, where it has one for the architecture (pins/base.toml). ca-certificates
-# comes first, because a snapshot is served by HTTPS.
+# comes first, because a snapshot is served by HTTPS. Logs and the linker's notes go: they differ with each build.
 # hadolint ignore=DL3008
 RUN export DEBIAN_FRONTEND=noninteractive; \
     apt-get update -qq; \
@@ -37,7 +37,7 @@ RUN export DEBIAN_FRONTEND=noninteractive; \
     apt-get update -qq -o APT::Snapshot="$APT_SNAPSHOT"; \
     apt-get install -qq --no-install-recommends -o APT::Snapshot="$APT_SNAPSHOT" \
         g++ ibverbs-providers iproute2 libibverbs1 libnuma1 librdmacm1 python3 python3-dev python3-venv; \
-    rm -rf /var/lib/apt/lists/*; \
+    rm -rf /var/lib/apt/lists/* /var/log/*.log /var/log/apt /var/cache/ldconfig; \
     g++ --version; python3 --version
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 
