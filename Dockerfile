@@ -63,8 +63,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/tool/bin/pip install --quiet --no-compile --no-deps --require-hashes \
         --requirement /opt/sparkwright/requirements/sparkwright.txt; \
     /opt/tool/bin/python -c 'import pydantic, requests, typer; print(pydantic.VERSION)'
+# 1980, with which the dates in wheels begin: what is packed of the same files has the same hash.
 ENV SPARKWRIGHT_ROOT=/opt/sparkwright SPARKWRIGHT_CACHE=/opt/cache PYTHONPATH=/opt/sparkwright/src \
-    PATH=/opt/tool/bin:$PATH
+    SOURCE_DATE_EPOCH=315532800 PATH=/opt/tool/bin:$PATH
 
 # The rooms of the package that compiling needs: a change of any other compiles nothing again.
 FROM tool AS compiling
@@ -93,7 +94,7 @@ RUN --mount=type=cache,target=/opt/cache/downloads \
 
 FROM toolchain AS compiler
 ENV SPARKWRIGHT_ROOT=/opt/sparkwright SPARKWRIGHT_CACHE=/opt/cache PYTHONPATH=/opt/sparkwright/src \
-    PATH=/opt/tool/bin:$PATH
+    SOURCE_DATE_EPOCH=315532800 PATH=/opt/tool/bin:$PATH
 COPY --from=compiling /opt/tool /opt/tool
 COPY --from=compiling /opt/sparkwright /opt/sparkwright
 COPY patches/cuda /opt/sparkwright/patches/cuda
