@@ -30,13 +30,16 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens of a sample")
     parser.add_argument("--weights-only", action="store_true", help="leave the activations alone (llm-compressor)")
     parser.add_argument("--uncalibrated", action="store_true", help="as if there were no data (modelopt)")
+    parser.add_argument("--exclude", help="leave the modules of this pattern as they are (modelopt)")
+    parser.add_argument("--hybrid", action="store_true", help="experts in NVFP4, attention in FP8 (modelopt)")
     options = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     batches = _batches(tokenizer, options.data, options.samples, options.length)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
     if options.tool == "modelopt":
-        _modelopt(model, [] if options.uncalibrated else batches, options.output)
+        config = _modelopt_config(options.exclude, hybrid=options.hybrid)
+        _modelopt(model, config, [] if options.uncalibrated else batches, options.output)
     else:
         _llm_compressor(model, batches, options.output, "NVFP4A16" if options.weights_only else "NVFP4")
     tokenizer.save_pretrained(options.output)
@@ -54,7 +57,20 @@ def _batches(tokenizer: Any, data: Path | None, samples: int, length: int) -> li
     return [torch.tensor([tokens[at * length : (at + 1) * length]]) for at in range(samples)]
 
 
-def _modelopt(model: Any, batches: list[torch.Tensor], output: Path) -> None:  # noqa: ANN401
+def _modelopt_config(exclude: str | None, *, hybrid: bool) -> dict[str, Any]:
+    import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
+
+    config = copy.deepcopy(mtq.NVFP4_EXPERTS_ONLY_CFG if hybrid else mtq.NVFP4_DEFAULT_CFG)
+    if hybrid:
+        fp8 = {"num_bits": (4, 3), "axis": None}
+        names = ("*self_attn*weight_quantizer", "*self_attn*input_quantizer")
+        config["quant_cfg"] += [{"quantizer_name": name, "cfg": fp8} for name in names]
+    if exclude:
+        config["quant_cfg"].append({"quantizer_name": exclude, "enable": False})
+    return config
+
+
+def _modelopt(model: Any, config: dict[str, Any], batches: list[torch.Tensor], output: Path) -> None:  # noqa: ANN401
     import modelopt  # type: ignore[import-not-found]
     import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
     from modelopt.torch.export import export_hf_checkpoint  # type: ignore[import-not-found]
@@ -68,7 +84,7 @@ def _modelopt(model: Any, batches: list[torch.Tensor], output: Path) -> None:  #
         for batch in batches:
             quantized(batch)
 
-    mtq.quantize(model, copy.deepcopy(mtq.NVFP4_DEFAULT_CFG), forward_loop=forward_loop if batches else None)
+    mtq.quantize(model, config, forward_loop=forward_loop if batches else None)
     with torch.inference_mode():
         export_hf_checkpoint(model, export_dir=output)
 

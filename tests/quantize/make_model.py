@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--wide", type=int, default=512, help="the width of the MLP")
+    parser.add_argument("--experts", type=int, help="how many a mixture has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", default="50GB", help="the largest size of one file, as 1MB")
     parser.add_argument("--tied", action="store_true", help="the head is the embedding")
@@ -62,7 +63,7 @@ def main() -> None:
         pad_token_id=None,
         tie_word_embeddings=options.tied,
         dtype="bfloat16",
-        **ARCHITECTURES[options.architecture],
+        **ARCHITECTURES[options.architecture] | ({"num_experts": options.experts} if options.experts else {}),
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():

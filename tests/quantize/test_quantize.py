@@ -130,15 +130,17 @@ def test_a_lost_ray_actor_ends_the_run_and_a_resumed_one_gives_the_same_files(
     words = [*command(made.models("llama"), output, data), "--ray", ray_address, "--shard-layers", "1,3"]
     words += ["--scratch", str(scratch)]
     job = quantizing.start("sparkwright", *words)
-    until(lambda: any(scratch.glob("*/layers-1-4/amax/*")) or job.status is not None, 240, lambda: job.output)
+    until(lambda: any(output.glob("model-00002-*")) or job.status is not None, 240, lambda: job.output)
     for pid in _actors(quantizing.environment["HOME"])[-1:]:
         os.kill(pid, signal.SIGKILL)
     assert job.wait() == UnavailableError.exit_code, job.output
     assert "--resume" in job.output
     assert "Traceback" not in job.output
     assert not (output / "config.json").exists()
-    quantizing.run("sparkwright", *words, "--resume")
+    again = quantizing.run("sparkwright", *words, "--resume")
+    assert "of 4 layers" not in again  # it did not begin anew
     assert contents(output) == contents(made.by_layer("llama"))
+    assert list(scratch.iterdir()) == []
 
 
 def _actors(home: str) -> list[int]:
@@ -147,6 +149,6 @@ def _actors(home: str) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             ours = f"HOME={home}\0".encode() in (folder / "environ").read_bytes()
-            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::RangeActor"):
+            if ours and (folder / "cmdline").read_bytes().startswith(b"ray::LayerActor"):
                 found.append(int(folder.name))
     return sorted(found)

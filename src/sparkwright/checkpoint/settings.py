@@ -103,10 +103,16 @@ class QuantSettings:
 
     def layer_algorithm(self, module: Module) -> str | None:
         """The algorithm of a layer where each has its own (MIXED_PRECISION)."""
-        for entry, algorithm in (self.quantized_layers or {}).items():
-            if entry == module.name or module.name.startswith(f"{entry}.") or fnmatchcase(module.name, entry):
-                return algorithm
-        return None
+        layers, name = self.quantized_layers or {}, module.name
+        while name:
+            if name in layers:
+                return layers[name]
+            name = name.rpartition(".")[0]
+        return next((layers[entry] for entry in self._layers_by_pattern if fnmatchcase(module.name, entry)), None)
+
+    @cached_property
+    def _layers_by_pattern(self) -> list[str]:
+        return [one for one in self.quantized_layers or () if set(one) & set("*?[")]
 
 
 def is_plain_gate(module: Module) -> bool:

@@ -170,7 +170,10 @@ def _fits(module: Module, settings: QuantSettings) -> bool:
     """Whether a module is stored as the config's method, and the algorithm where it is a known one, stores weights."""
     if module.encoding is None or settings.method not in module.encoding.families:
         return False
-    stored = _MODELOPT_ALGORITHMS.get(settings.algorithm.upper()) if settings.method == "modelopt" else None
+    if settings.method != "modelopt":
+        return True
+    algorithm = settings.layer_algorithm(module) if settings.quantized_layers is not None else settings.algorithm
+    stored = _MODELOPT_ALGORITHMS.get((algorithm or "").upper())
     return stored is None or module.encoding in stored
 
 

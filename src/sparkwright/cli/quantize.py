@@ -8,8 +8,10 @@ import typer
 from rich.markup import escape
 
 from sparkwright.errors import UnavailableError, UsageError
-from sparkwright.quantize.options import Calibration, KvCache, Nodes, Options, Recipe, Uncalibrated
+from sparkwright.quantize.display import clock
+from sparkwright.quantize.options import Attention, Calibration, KvCache, Nodes, Options, Recipe, Uncalibrated
 from sparkwright.quantize.plan import Plan, make_plan
+from sparkwright.quantize.rate import Rate, read_rate
 from sparkwright.quantize.source import read_source
 from sparkwright.report import print_json, print_table
 
@@ -29,11 +31,16 @@ def quantize(
     field: Annotated[str | None, typer.Option(help="The field of a row that holds the text.")] = None,
     split: Annotated[str, typer.Option(help="The split of a hub data set.")] = "train",
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Modules to leave as they are, by pattern (*.self_attn.*); repeatable.")
+        list[str] | None, typer.Option(help="Modules to leave as they are, by a pattern of shells; repeatable.")
     ] = None,
     experts_only: Annotated[
-        bool, typer.Option("--experts-only", help="Quantize the experts of a mixture of experts, nothing else.")
+        bool,
+        typer.Option("--experts-only", help="Quantize the experts of a mixture of experts; the rest stays as it is."),
     ] = False,
+    attention: Annotated[
+        Attention | None,
+        typer.Option(help="What attention's projections become; by default, nvfp4, with --experts-only bf16."),
+    ] = None,
     kv_cache: Annotated[KvCache, typer.Option(help="Scales for the KV cache.")] = KvCache.NONE,
     uncalibrated_experts: Annotated[
         Uncalibrated,
@@ -49,6 +56,9 @@ def quantize(
         float | None, typer.Option(min=0, help="GB of memory that may be used, instead of what is free.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what is needed and end.")] = False,
+    time_from: Annotated[
+        Path | None, typer.Option(help="Report of an earlier run on this machine, to estimate the time by.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     ray: Annotated[
         str | None,
@@ -58,7 +68,6 @@ def quantize(
     shard_layers: Annotated[
         str | None, typer.Option(help="Layers of each actor, as 40,48; by default as even as possible.")
     ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Parts of the samples that are under way at once on nodes.")] = 8,
     shared_folder: Annotated[
         bool, typer.Option("--shared-folder", help="OUTPUT is the same folder on all nodes: nothing is sent.")
     ] = False,
@@ -71,11 +80,12 @@ def quantize(
             address=ray,
             shard_layers=_numbers(shard_layers),
             actors=actors,
-            batches=batches,
             shared_folder=shared_folder,
         )
     elif actors is not None or shard_layers is not None or shared_folder:
         raise UsageError("--actors, --shard-layers and --shared-folder are for Ray", remedy="add --ray auto")
+    if time_from is not None and not plan:
+        raise UsageError("--time-from is for an estimate", remedy="add --plan")
     options = Options(
         source=model,
         output=output,
@@ -83,6 +93,7 @@ def quantize(
         recipe=Recipe(
             exclude=tuple(exclude or ()),
             experts_only=experts_only,
+            attention=attention,
             kv_cache=kv_cache,
             uncalibrated_experts=uncalibrated_experts,
         ),
@@ -97,10 +108,12 @@ def quantize(
     source = read_source(model)
     estimate = make_plan(source, options)
     if plan:
+        spent = None if time_from is None else read_rate(time_from)
         if json:
-            print_json(estimate.to_json())
+            seconds = None if spent is None else estimate.flop / spent.flop_per_second
+            print_json({**estimate.to_json(), "seconds": seconds})
         else:
-            _show_plan(estimate)
+            _show_plan(estimate, spent)
         estimate.check()
         return
     if data is None:
@@ -143,22 +156,29 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:,.2f} GB"
 
 
-def _show_plan(plan: Plan) -> None:
+def _show_plan(plan: Plan, spent: Rate | None) -> None:
+    where = "asked when the run begins" if plan.on_nodes else "on the same disk" if plan.one_disk else None
     print_table(
         "What the run needs",
         ("what", "needed", "there is"),
         [
             ("memory of a node", _gb(plan.memory), _gb(plan.memory_available)),
             ("the result", _gb(plan.output), _gb(plan.output_free)),
-            ("scratch files", _gb(plan.scratch), "on the same disk" if plan.one_disk else _gb(plan.scratch_free)),
+            ("scratch files of a node", _gb(plan.scratch), where or _gb(plan.scratch_free)),
         ],
     )
+    between = "sent to the next node" if plan.on_nodes else "written and read again"
     print(
         f"{plan.layers} layers, the largest of {_gb(plan.largest_layer)}; "
         f"{plan.parameters / 1e9:.2f} billion parameters; "
-        f"sure places to resume from every {plan.save_every} layers. "
-        "The time is not known before the first layers."
+        f"sure places to resume from every {plan.save_every} layers.\n"
+        f"The work: {plan.flop / 1e12:,.1f} TFLOP with the layers' weights; {_gb(plan.read)} of layers to read; "
+        f"after each layer {_gb(plan.hidden_states)} of hidden states {between}."
     )
+    if spent is None:
+        print("How long that takes here is not known: --time-from REPORT tells it by an earlier run on this machine.")
+    else:
+        print(f"By {spent.told}: about {clock(plan.flop / spent.flop_per_second)} for the layers.")
 
 
 def _show_report(report: dict[str, Any], path: Path) -> None:

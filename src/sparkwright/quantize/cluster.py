@@ -1,132 +1,35 @@
-"""Several nodes: a Ray actor for each range of layers, several batches under way, shards through the object store.
+"""Several nodes: layers are dealt to Ray actors in turn, and every sample goes from actor to actor as soon as it can.
 
-Every node needs the unquantized model under the same path. An actor keeps its state on its own node; the driver keeps
-none. A batch's hidden states stay with the range that made them until the next range is through with them, so a run
-that lost an actor can go on.
+While one actor works on a layer, the next one already works on the layer after it, a sample behind. So all nodes work
+at the same time, and every layer is loaded once. Every node needs the unquantized model under the same path. Hidden
+states go from node to node; finished layers come here through the object store, unless all nodes share the folder.
 """
 
 import hashlib
 import json
-import os
-import resource
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import psutil
 import ray  # type: ignore[import-not-found]
-import torch  # type: ignore[import-not-found]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # type: ignore[import-not-found]
 
-from sparkwright.errors import ConfigurationError, InputUnreadableError, SparkwrightError, UnavailableError, UsageError
-from sparkwright.files import exclusive_lock, explain_write_errors, open_atomic
+from sparkwright.errors import ConfigurationError, OutputError, SparkwrightError, UnavailableError
+from sparkwright.files import open_atomic
+from sparkwright.quantize.actor import AHEAD, BESIDE, About, LayerActor
+from sparkwright.quantize.architecture import resolve_device
 from sparkwright.quantize.calibration import Samples
 from sparkwright.quantize.display import Display
-from sparkwright.quantize.engine import Architecture, quiet, resolve_device
-from sparkwright.quantize.options import Options
-from sparkwright.quantize.output import shard_name
-from sparkwright.quantize.plan import Plan, batch_sizes, memory_available, split_layers
-from sparkwright.quantize.source import Source, read_source
-from sparkwright.quantize.worker import Range, Worker
-
-_PIECE: Final = 64 * 1024 * 1024
-
-
-class RangeActor:
-    """A worker on a node."""
-
-    def __init__(self, options: Options, work: Range, identity: str, digest: str, shared: Path | None) -> None:
-        torch.set_num_threads(options.threads)
-        self._stack = ExitStack()
-        self._stack.enter_context(quiet())
-        source = read_source(options.source)
-        if source.tensors_digest != digest:
-            raise InputUnreadableError(
-                f"{source.root} is another model on this node", remedy="put the same files under that path on all nodes"
-            )
-        base = options.scratch or Path(tempfile.gettempdir())
-        self._folder = base.absolute() / f"sparkwright-quantize-{identity}" / f"layers-{work.first}-{work.end}"
-        with explain_write_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(exclusive_lock(self._folder, doing="quantizing"))
-        self._shards = shared or self._folder / "shards"
-        self._work, self._options, self._layers = work, options, source.layers
-        self._architecture = Architecture(source, resolve_device(options.device))
-        self._worker = Worker(
-            self._architecture,
-            options.recipe,
-            work,
-            state=self._folder,
-            scratch=self._folder / "activations",
-            shard=self._shard,
-        )
-
-    def _shard(self, layer: int) -> Path:
-        return self._shards / shard_name(layer, self._layers)
-
-    def about(self) -> dict[str, Any]:
-        """Where it is, what it has, and how far it came before."""
-        return {
-            "layers": [self._work.first, self._work.end],
-            "host": os.uname().nodename,
-            "memory_available": memory_available(),
-            "memory": psutil.virtual_memory().total,
-            "next_batch": self._worker.next_batch,
-        }
-
-    def run(self, batch: int, given: Any) -> Any:  # noqa: ANN401
-        """Send a batch through the layers; `given` are token ids for the first range, else hidden states."""
-        if self._worker.next_batch <= batch:
-            self._worker.run(batch, lambda: self._inputs(given))
-        if self._work.end == self._layers:
-            self._worker.forget_outputs(batch)
-            return None
-        if not self._worker.has_outputs(batch):
-            return None
-        return torch.cat(list(self._worker.outputs(batch))).view(torch.int16).numpy()
-
-    def _inputs(self, given: Any) -> Iterator[Any]:  # noqa: ANN401
-        if self._work.first == 0:
-            return self._architecture.first_inputs(map(torch.tensor, given))
-        if given is None:
-            raise ConfigurationError(
-                f"the hidden states for layer {self._work.first} are gone",
-                cause="this range began anew, on another node than before",
-                remedy="remove the output folder and start anew",
-            )
-        hidden = torch.from_numpy(given.copy()).view(self._architecture.dtype)
-        return iter(hidden.split(1))
-
-    def forget(self, batch: int) -> None:
-        """The next range is through with a batch."""
-        self._worker.forget_outputs(batch)
-
-    def export(self) -> dict[str, Any]:
-        """Write the shards of the range."""
-        self._worker.export()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"layers": [self._work.first, self._work.end], "host": os.uname().nodename, "peak_rss_bytes": peak}
-
-    def piece(self, layer: int, at: int) -> bytes:
-        """Part of a shard."""
-        with self._shard(layer).open("rb") as stream:
-            stream.seek(at)
-            return stream.read(_PIECE)
-
-    def close(self) -> None:
-        """Remove the state: the run came to its end."""
-        shutil.rmtree(self._folder)
-        with suppress(OSError):  # another range of this node is not yet closed
-            self._folder.parent.rmdir()
-        self._stack.close()
+from sparkwright.quantize.options import Nodes, Options
+from sparkwright.quantize.plan import Plan, deal_layers
+from sparkwright.quantize.source import Source
+from sparkwright.quantize.worker import superseded
 
 
 def on_nodes(
     source: Source,
     options: Options,
+    nodes: Nodes,
     plan: Plan,
     samples: Samples,
     *,
@@ -135,9 +38,6 @@ def on_nodes(
     display: Display,
 ) -> list[dict[str, Any]]:
     """Quantize all layers on the nodes of a cluster and bring the shards here; what each node says of itself."""
-    nodes = options.nodes
-    if nodes is None:
-        raise UsageError("no cluster was named", remedy="add --ray auto")
     try:
         # "local" is a cluster of its own, even where another one runs on this machine.
         ray.init(
@@ -152,9 +52,9 @@ def on_nodes(
             remedy="start it with `ray start --head`, or use --ray local",
         ) from error
     try:
-        return _Pipeline(source, options, plan, samples, identity, shard, display).go()
+        return _Pipeline(source, options, nodes, plan, samples, identity, shard, display).go()
     except ray.exceptions.RayError as error:
-        # What fails in one range reaches the driver through the ranges after it, wrapped once by each.
+        # What fails in one actor reaches the driver through the actors after it, wrapped once by each.
         cause: BaseException | None = error
         while isinstance(cause, ray.exceptions.RayTaskError):
             cause = cause.cause
@@ -176,129 +76,117 @@ class _Pipeline:
         self,
         source: Source,
         options: Options,
+        nodes: Nodes,
         plan: Plan,
         samples: Samples,
         identity: Mapping[str, Any],
         shard: Callable[[int], Path],
         display: Display,
     ) -> None:
-        self._source, self._options, self._plan, self._samples = source, options, plan, samples
-        self._shard, self._display = shard, display
+        self._source, self._options, self._nodes, self._plan = source, options, nodes, plan
+        self._samples, self._shard, self._display = samples, shard, display
         text = json.dumps([dict(identity), str(options.output.absolute())], sort_keys=True)
-        self._identity = hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def go(self) -> list[dict[str, Any]]:
-        actors, ranges = self._place()
-        about = ray.get([actor.about.remote() for actor in actors])
-        for one in about:
-            if self._plan.memory > one["memory_available"]:
-                raise ConfigurationError(
-                    f"{one['host']} has {one['memory_available'] / 1e9:.1f} GB of memory free, "
-                    f"{self._plan.memory / 1e9:.1f} GB are needed",
-                    remedy="end other programs there, or lower --length",
-                )
-        reports = self._work(actors, ranges)
-        self._gather(actors, ranges)
-        ray.get([actor.close.remote() for actor in actors])
-        return reports
-
-    def _place(self) -> tuple[list[Any], list[Range]]:
-        nodes = self._options.nodes
-        assert nodes is not None
+        self._name = f"sparkwright-quantize-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         alive = [node for node in ray.nodes() if node["Alive"]]
         # The most memory first; the address makes it the same order next time.
         alive.sort(key=lambda node: (-node["Resources"].get("memory", 0), node["NodeManagerAddress"]))
         count = len(nodes.shard_layers) or nodes.actors or len(alive)
-        counts = split_layers(self._source.layers, count, nodes.shard_layers)
-        sizes = batch_sizes(len(self._samples.tokens), nodes.batches)
-        device = resolve_device(self._options.device)
-        actors, ranges, first = [], [], 0
-        for number, layers in enumerate(counts):
-            work = Range(
-                first=first,
-                end=first + layers,
-                batch_sizes=sizes,
-                length=self._options.calibration.length,
-                save_every=self._plan.save_every,
-                export_with_last_batch=False,
-            )
-            node = alive[number % len(alive)]
-            actors.append(
-                ray.remote(RangeActor)
-                .options(
-                    num_cpus=nodes.cpus_per_actor,
-                    num_gpus=0 if device == "cpu" else 1,
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-                )
-                .remote(
-                    self._options,
-                    work,
-                    self._identity,
-                    self._source.tensors_digest,
-                    self._options.output.absolute() if nodes.shared_folder else None,
-                )
-            )
-            ranges.append(work)
-            first += layers
-        return actors, ranges
+        self._owners = deal_layers(source.layers, count, nodes.shard_layers)
+        self._asides: list[Any] = []
+        self._actors = [self._start(number, count, alive[number % len(alive)]) for number in range(count)]
 
-    def _work(self, actors: Sequence[Any], ranges: Sequence[Range]) -> list[dict[str, Any]]:
-        sizes = ranges[0].batch_sizes
-        steps = self._source.layers * len(sizes)
-        self._display.expect("calibrating", steps)
-        pending: dict[Any, tuple[int, int]] = {}
-        passed: dict[int, Any] = {}
-        exports: list[Any] = []
-        at = 0
-        for batch, size in enumerate(sizes):
-            # As many batches under way as there are ranges, and one more that waits: the object store stays small.
-            while len({one for one, _ in pending.values()}) > len(actors):
-                self._one_done(actors, ranges, pending)
-            passed[batch] = [list(one) for one in self._samples.tokens[at : at + size]]
-            at += size
-            given: Any = passed.pop(batch)
-            for number, actor in enumerate(actors):
-                given = actor.run.remote(batch, given)
-                pending[given] = (batch, number)
-                if batch == len(sizes) - 1:
-                    exports.append(actor.export.remote())
-        while pending:
-            self._one_done(actors, ranges, pending)
-        self._display.expect("exporting", self._source.layers)
-        reports = []
-        for work, one in zip(ranges, exports, strict=True):
-            reports.append(ray.get(one))
-            self._display.advance("exporting", len(work.layers), detail=" layers")
-        return reports
-
-    def _one_done(self, actors: Sequence[Any], ranges: Sequence[Range], pending: dict[Any, tuple[int, int]]) -> None:
-        (ready, *_), _ = ray.wait(list(pending), num_returns=1, fetch_local=False)
-        batch, number = pending.pop(ready)
-        if number == len(actors) - 1:
-            # The others' results are not fetched: hidden states go from node to node, and so does a failure.
-            ray.get(ready)
-        if number > 0:
-            actors[number - 1].forget.remote(batch)
-        self._display.advance(
-            "calibrating", len(ranges[number].layers), detail=f" layers of batches (batch {batch + 1})"
+    def _start(self, number: int, count: int, node: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        # Every actor may be asked for samples by all others, and by this process for a finished layer.
+        kind = ray.remote(concurrency_groups={BESIDE: AHEAD * count + 1})(LayerActor)
+        return kind.options(
+            num_cpus=self._nodes.cpus_per_actor,
+            num_gpus=0 if resolve_device(self._options.device) == "cpu" else 1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(
+            self._options,
+            len(self._samples.tokens),
+            self._plan.save_every,
+            f"{self._name}/actor-{number}",
+            self._source.tensors_digest,
+            self._options.output.absolute() if self._nodes.shared_folder else None,
         )
 
-    def _gather(self, actors: Sequence[Any], ranges: Sequence[Range]) -> None:
-        nodes = self._options.nodes
-        if nodes is not None and nodes.shared_folder:
-            return
-        self._display.expect("gathering", self._source.layers)
-        for actor, work in zip(actors, ranges, strict=True):
-            for layer in work.layers:
-                self._fetch(actor, layer)
-                self._display.advance("gathering", detail=" layers")
+    def go(self) -> list[dict[str, Any]]:
+        about: list[About] = ray.get([actor.about.remote() for actor in self._actors])
+        self._check(about)
+        start = first_layer(about, self._owners, {one for one in self._layers if self._shard(one).exists()})
+        self._work(start)
+        ray.get(self._asides)
+        reports: list[dict[str, Any]] = ray.get([actor.close.remote() for actor in self._actors])
+        return [
+            {"layers": [layer for layer in self._layers if self._owners[layer] == number], **one}
+            for number, one in enumerate(reports)
+        ]
 
-    def _fetch(self, actor: Any, layer: int) -> None:  # noqa: ANN401
-        path = self._shard(layer)
-        if path.exists():
+    @property
+    def _layers(self) -> range:
+        return range(self._source.layers)
+
+    def _check(self, about: Sequence[About]) -> None:
+        for host in sorted({one.host for one in about}):
+            there = [one for one in about if one.host == host]
+            need, free = self._plan.memory * len(there), min(one.memory_available for one in there)
+            if need > free:
+                raise ConfigurationError(
+                    f"{host} has {free / 1e9:.1f} GB of memory free, {need / 1e9:.1f} GB are needed",
+                    cause=f"{len(there)} of the run's actors are there, each with a layer in memory",
+                    remedy="end other programs there, or lower --length",
+                )
+            need, free = self._plan.scratch * len(there), min(one.disk_free for one in there)
+            if need > free and not self._options.resume:
+                raise OutputError(
+                    f"{host} has {free / 1e9:.1f} GB of disk free for {there[0].folder}, "
+                    f"{need / 1e9:.1f} GB are needed",
+                    remedy="name another folder of the nodes with --scratch, or lower --samples or --length",
+                )
+
+    def _work(self, start: int) -> None:
+        holder = self._owners[start - 1] if start else self._owners[0]
+        if start == 0:
+            ray.get(self._actors[holder].begin.remote([list(one) for one in self._samples.tokens]))
+        self._display.expect("quantizing", self._source.layers - start)
+        running = {}
+        for layer in self._layers[start:]:
+            owner = self._owners[layer]
+            source = None if owner == holder else self._actors[holder]
+            running[self._actors[owner].layer.remote(layer, source)] = layer
+            holder = owner
+        for layer in self._layers[:start]:
+            self._fetch(layer)
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            layer = running.pop(ready)
+            ray.get(ready)
+            self._fetch(layer)
+            for old in superseded(layer, self._plan.save_every):
+                self._asides.append(self._actors[self._owners[max(old - 1, 0)]].forget.remote(old))
+            self._display.advance("quantizing", detail=" layers")
+
+    def _fetch(self, layer: int) -> None:
+        actor, path = self._actors[self._owners[layer]], self._shard(layer)
+        if self._nodes.shared_folder:
             return
-        with open_atomic(path) as target:
-            at = 0
-            while piece := ray.get(actor.piece.remote(layer, at)):
-                target.write(piece)
-                at += len(piece)
+        if not path.exists():
+            with open_atomic(path) as target:
+                at = 0
+                while piece := ray.get(actor.piece.remote(layer, at)):
+                    target.write(piece)
+                    at += len(piece)
+        self._asides.append(actor.drop.remote(layer))
+
+
+def first_layer(about: Sequence[About], owners: Sequence[int], here: set[int]) -> int:
+    """Where a resumed run begins: at inputs that an actor still has, if all layers before them are there as well."""
+    there = here | {layer for layer, owner in enumerate(owners) if layer in about[owner].shards}
+    if len(there) == len(owners):
+        return len(owners)
+    for position in sorted((one.position for one in about if one.position is not None), reverse=True):
+        holds = about[owners[position - 1]].position == position
+        if holds and there.issuperset(range(position)):
+            return position
+    return 0

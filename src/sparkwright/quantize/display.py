@@ -13,14 +13,14 @@ from sparkwright.report import note, progress
 
 
 class Display:
-    """Phases one after another or side by side; each has a number of steps."""
+    """Phases one after another; `done` are the steps of each, `seconds` what it took."""
 
     def __init__(self) -> None:
         self._bar = progress(unit="layers")
         self._terminal = sys.stderr.isatty()
         self._tasks: dict[str, TaskID] = {}
         self._totals: dict[str, tuple[int, float]] = {}
-        self._done: dict[str, int] = {}
+        self.done: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -40,23 +40,24 @@ class Display:
     def expect(self, name: str, steps: int) -> None:
         """A phase with this many steps is about to begin."""
         self._totals[name] = (steps, time.monotonic())
-        self._done[name] = 0
+        self.done[name] = 0
         self._tasks[name] = self._bar.add_task(name, total=steps)
 
     def advance(self, name: str, steps: int = 1, *, detail: str = "") -> None:
         """So many steps of a phase are done."""
         total, started = self._totals[name]
-        self._done[name] += steps
+        self.done[name] += steps
         self._bar.advance(self._tasks[name], steps)
         spent = time.monotonic() - started
         self.seconds[name] = spent
-        left = spent / self._done[name] * (total - self._done[name])
-        self._say(f"{name}: {self._done[name]} of {total}{detail}, {_clock(spent)} gone, about {_clock(left)} left")
+        left = spent / self.done[name] * (total - self.done[name])
+        self._say(f"{name}: {self.done[name]} of {total}{detail}, {clock(spent)} gone, about {clock(left)} left")
 
     def _say(self, text: str) -> None:
         if not self._terminal:
             note(text)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     return str(dt.timedelta(seconds=round(seconds)))

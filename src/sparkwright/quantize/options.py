@@ -14,6 +14,14 @@ class KvCache(StrEnum):
     FP8 = "fp8"
 
 
+class Attention(StrEnum):
+    """What the attention's projections become."""
+
+    NVFP4 = "nvfp4"
+    FP8 = "fp8"
+    BF16 = "bf16"
+
+
 class Uncalibrated(StrEnum):
     """What to do with experts that saw no token of the calibration data."""
 
@@ -23,10 +31,11 @@ class Uncalibrated(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Which modules become NVFP4."""
+    """Which modules become NVFP4; `attention` is None where attention is treated like the rest."""
 
     exclude: tuple[str, ...] = ()
     experts_only: bool = False
+    attention: Attention | None = None
     kv_cache: KvCache = KvCache.NONE
     uncalibrated_experts: Uncalibrated = Uncalibrated.REFUSE
 
@@ -58,7 +67,6 @@ class Nodes:
     address: str
     shard_layers: tuple[int, ...] = ()
     actors: int | None = None
-    batches: int = 8
     cpus_per_actor: float = 1.0
     shared_folder: bool = False
 
@@ -78,4 +86,3 @@ class Options:
     resume: bool = False
     nodes: Nodes | None = None
     memory_limit: int | None = None
-    keep_state: bool = False

@@ -11,7 +11,7 @@ from typing import Any, Final
 import psutil
 
 from sparkwright.errors import ConfigurationError, OutputError, UsageError
-from sparkwright.quantize.options import Options, Recipe
+from sparkwright.quantize.options import Attention, Options, Recipe
 from sparkwright.quantize.source import Source
 
 FIXED_BYTES: Final = 2_000_000_000
@@ -29,7 +29,12 @@ _GIGABYTE: Final = 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes, and how often the hidden states are brought to the disk."""
+    """Bytes, how often the hidden states are brought to the disk, and the work.
+
+    `read` are the bytes of the layers, each read once. `hidden_states` are the bytes between two layers: they are
+    written and read once for each layer, and sent, where the next layer is on another node. `flop` are the
+    multiplications and additions of the layers' weights with all tokens; attention's own are not counted.
+    """
 
     layers: int
     parameters: int
@@ -43,6 +48,10 @@ class Plan:
     output_free: int
     scratch_free: int
     one_disk: bool
+    on_nodes: bool
+    flop: int
+    read: int
+    hidden_states: int
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -62,14 +71,16 @@ class Plan:
                 f"{_gb(self.window)} for one sample, and the program",
                 remedy="end other programs, lower --length, or give a machine with more memory",
             )
-        need = self.output + (self.scratch if self.one_disk else 0)
+        both = self.one_disk and not self.on_nodes
+        need = self.output + (self.scratch if both else 0)
         if need > self.output_free:
             raise OutputError(
                 f"{_gb(need)} of disk are needed for the result"
-                f"{' and the scratch files' if self.one_disk else ''}, {_gb(self.output_free)} are free",
+                f"{' and the scratch files' if both else ''}, {_gb(self.output_free)} are free",
                 remedy="free some space, name another folder, or put the scratch files elsewhere with --scratch",
             )
-        if not self.one_disk and self.scratch > self.scratch_free:
+        # Nodes have scratch files on disks of their own, and are asked when they are there.
+        if not both and not self.on_nodes and self.scratch > self.scratch_free:
             raise OutputError(
                 f"{_gb(self.scratch)} of disk are needed for scratch files, {_gb(self.scratch_free)} are free",
                 remedy="name another folder with --scratch, or lower --samples or --length",
@@ -79,23 +90,28 @@ class Plan:
 def make_plan(source: Source, options: Options) -> Plan:
     """Estimate from headers; nothing is loaded."""
     wide = 4 if source.dtype == "float32" else 2
+    calibration, recipe = options.calibration, options.recipe
     layers: dict[str, int] = {}
-    output = linear = 0
+    output = linear = weights = 0
     for name, tensor in source.tensors.items():
-        quantized = _is_quantized(name, len(tensor.shape), options.recipe)
-        output += math.ceil(tensor.elements * NVFP4_BYTES) if quantized else tensor.nbytes
-        if quantized:
+        packed = _packed_bytes(name, len(tensor.shape), recipe)
+        output += math.ceil(tensor.elements * packed) if packed else tensor.nbytes
+        if packed == NVFP4_BYTES:
             linear = max(linear, tensor.elements)
         if layer := _layer_of(name):
             layers[layer] = layers.get(layer, 0) + tensor.elements * wide
-    calibration = options.calibration
+            weights += math.ceil(tensor.elements * _used_by_a_token(name, source))
     state = calibration.length * source.hidden_size * wide
     inner = max(source.hidden_size, int(source.text.get("intermediate_size") or 0))
     window = 8 * state + 6 * calibration.length * inner * wide
     activations = calibration.samples * state
     largest = max(layers.values(), default=0)
-    # A layer whose Linears are packed but for the last and largest: with few large Linears this is the higher peak.
+    # A layer whose Linears are packed but for the last and largest: with few large Linears this is the higher peak. No
+    # sample is under way then.
     packing = math.ceil(largest * (1 + NVFP4_BYTES / wide) + linear * PACKING_BYTES) + _PROGRAM_BYTES
+    # What goes into a layer, what comes out, and what a resumed run begins with; on a node also what the next actor has
+    # not yet read, and finished layers that are not yet sent.
+    scratch = 3 * activations if options.nodes is None else 4 * activations + 2 * largest
     scratch_at, output_at = _existing(options.scratch or options.output), _existing(options.output)
     limit = options.memory_limit
     return Plan(
@@ -103,14 +119,18 @@ def make_plan(source: Source, options: Options) -> Plan:
         parameters=sum(tensor.elements for tensor in source.tensors.values()),
         largest_layer=largest,
         window=window,
-        memory=window + max(2 * largest + FIXED_BYTES, packing),
-        scratch=3 * activations,
+        memory=max(2 * largest + window + FIXED_BYTES, packing),
+        scratch=scratch,
         output=output,
         save_every=options.save_every or (1 if activations <= _SAVE_EVERY_LAYER_BELOW else _SAVE_SELDOM),
         memory_available=memory_available() if limit is None else limit,
         output_free=shutil.disk_usage(output_at).free,
         scratch_free=shutil.disk_usage(scratch_at).free,
         one_disk=scratch_at.stat().st_dev == output_at.stat().st_dev,
+        on_nodes=options.nodes is not None,
+        flop=2 * weights * calibration.samples * calibration.length,
+        read=sum(layers.values()),
+        hidden_states=activations,
     )
 
 
@@ -125,30 +145,26 @@ def memory_available() -> int:
     return min(free, int(most) - used) if most.isdecimal() else free
 
 
-def split_layers(layers: int, count: int, wanted: Sequence[int]) -> list[int]:
-    """How many layers each range has: as wanted, or as even as possible, larger ranges first.
+def deal_layers(layers: int, count: int, wanted: Sequence[int]) -> list[int]:
+    """Which of `count` actors has each layer: as many each as wanted, or as even as possible, and in turn.
 
     Raises:
-        UsageError: what is wanted does not add up, or there are more ranges than layers.
+        UsageError: what is wanted does not add up, or there are more actors than layers.
     """
-    if wanted:
-        if sum(wanted) != layers:
-            raise UsageError(
-                f"--shard-layers {','.join(map(str, wanted))} makes {sum(wanted)} layers, the model has {layers}",
-                remedy="give counts that add up",
-            )
-        return list(wanted)
     if count > layers:
         raise UsageError(f"{layers} layers cannot be spread over {count} actors", remedy="use fewer --actors")
     least, more = divmod(layers, count)
-    return [least + (number < more) for number in range(count)]
-
-
-def batch_sizes(samples: int, batches: int) -> tuple[int, ...]:
-    """Samples of each batch, as even as possible; never an empty batch."""
-    count = min(samples, batches)
-    least, more = divmod(samples, count)
-    return tuple(least + (number < more) for number in range(count))
+    shares = list(wanted) or [least + (number < more) for number in range(count)]
+    if sum(shares) != layers:
+        raise UsageError(
+            f"--shard-layers {','.join(map(str, shares))} makes {sum(shares)} layers, the model has {layers}",
+            remedy="give counts that add up",
+        )
+    owners: list[int] = []
+    for _ in range(layers):
+        # The one that is furthest behind its share.
+        owners.append(min(range(count), key=lambda one: (owners.count(one) + 0.5) / shares[one]))
+    return owners
 
 
 def _existing(path: Path) -> Path:
@@ -164,13 +180,23 @@ def _layer_of(name: str) -> str:
     return ".".join(words[: numbers[0] + 1]) if numbers else ""
 
 
-def _is_quantized(name: str, dimensions: int, recipe: Recipe) -> bool:
+def _packed_bytes(name: str, dimensions: int, recipe: Recipe) -> float | None:
+    """Bytes per weight of the result; None where a tensor stays as it is."""
     module = name.rpartition(".")[0]
     if dimensions < 2 or not _layer_of(name) or module.endswith((".gate", ".router")):
-        return False
-    if recipe.experts_only and ".experts." not in name:
-        return False
-    return not any(fnmatch.fnmatch(module, one) or fnmatch.fnmatch(module, f"{one}.*") for one in recipe.exclude)
+        return None
+    if any(fnmatch.fnmatch(module, one) or fnmatch.fnmatch(module, f"{one}.*") for one in recipe.exclude):
+        return None
+    if recipe.attention is not None and any("attn" in word or "attention" in word for word in module.split(".")):
+        return {Attention.NVFP4: NVFP4_BYTES, Attention.FP8: 1.0, Attention.BF16: None}[recipe.attention]
+    return None if recipe.experts_only and ".experts." not in name else NVFP4_BYTES
+
+
+def _used_by_a_token(name: str, source: Source) -> float:
+    experts, used = source.text.get("num_experts"), source.text.get("num_experts_per_tok")
+    if ".experts." in name and isinstance(experts, int) and isinstance(used, int):
+        return used / experts
+    return 1.0
 
 
 def _gb(count: int) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch  # type: ignore[import-not-found]
-from safetensors.torch import save
 from transformers import AutoTokenizer  # type: ignore[import-not-found]
 
 from sparkwright import __version__
@@ -20,10 +19,10 @@ from sparkwright.checkpoint.findings import Severity
 from sparkwright.checkpoint.headers import Tensor
 from sparkwright.checkpoint.verify import SAMPLE, Verification, verify
 from sparkwright.errors import BuildFailedError
-from sparkwright.files import exclusive_lock, explain_write_errors, write_atomic, write_json
+from sparkwright.files import exclusive_lock, explain_write_errors, write_json
+from sparkwright.quantize.architecture import Architecture, resolve_device
 from sparkwright.quantize.calibration import Samples, read_samples
 from sparkwright.quantize.display import Display
-from sparkwright.quantize.engine import Architecture, quiet, resolve_device
 from sparkwright.quantize.options import Options
 from sparkwright.quantize.output import (
     copy_companions,
@@ -33,9 +32,11 @@ from sparkwright.quantize.output import (
     write_index,
 )
 from sparkwright.quantize.plan import Plan
+from sparkwright.quantize.rate import measured
 from sparkwright.quantize.source import Source
+from sparkwright.quantize.stage import quant_config, quiet, write_settings
 from sparkwright.quantize.state import begin, end
-from sparkwright.quantize.worker import Range, Worker
+from sparkwright.quantize.worker import Worker, superseded
 
 _PACKAGES: Final = ("nvidia-modelopt", "transformers", "torch", "safetensors", "ray")
 _SAMPLE_TENSORS: Final = 2000  # with more Linears than this, fewer weights of each are compared
@@ -76,14 +77,12 @@ class _Run:
         identity = self._identity(samples)
         finished = self._finished(identity)
         if finished is not None:
-            if not options.keep_state:
-                end(self._output)
+            end(self._output)
             return finished
         state = begin(self._output, identity, resume=options.resume)
-        save_samples(state / "samples.safetensors", samples)
         architecture = Architecture(self._source, resolve_device(options.device))
         # Before the long part: a recipe that fits no module ends the run here.
-        architecture.quant_config(options.recipe)
+        quant_config(architecture, options.recipe)
         rest = architecture.rest()
         if options.nodes is None:
             nodes: list[dict[str, Any]] = []
@@ -92,7 +91,14 @@ class _Run:
             from sparkwright.quantize.cluster import on_nodes
 
             nodes = on_nodes(
-                self._source, options, self._plan, samples, identity=identity, shard=self._shard, display=display
+                self._source,
+                options,
+                options.nodes,
+                self._plan,
+                samples,
+                identity=identity,
+                shard=self._shard,
+                display=display,
             )
         with display.phase("copying the rest"):
             self._finish(architecture, rest, state)
@@ -101,8 +107,7 @@ class _Run:
         report = self._report(architecture, samples, verification, nodes)
         report["identity"] = identity
         write_json(report_path(self._output), report)
-        if not options.keep_state:
-            end(self._output)
+        end(self._output)
         if options.scratch is not None:
             shutil.rmtree(_scratch(options, state), ignore_errors=True)
         return report
@@ -121,7 +126,6 @@ class _Run:
             "calibration data": samples.sha256,
             "recipe": options.recipe.to_json(),
             "layers": None if options.nodes is None else list(options.nodes.shard_layers),
-            "batches": 1 if options.nodes is None else options.nodes.batches,
             "actors": None if options.nodes is None else options.nodes.actors,
             "device": resolve_device(options.device).partition(":")[0],
             "threads": options.threads,
@@ -132,29 +136,28 @@ class _Run:
         return self._output / shard_name(layer, self._source.layers)
 
     def _one_process(self, architecture: Architecture, samples: Samples, state: Path) -> None:
-        layers = len(architecture)
-        work = Range(
-            first=0,
-            end=layers,
-            batch_sizes=(len(samples.tokens),),
-            length=self._options.calibration.length,
-            save_every=self._plan.save_every,
-            export_with_last_batch=True,
-        )
-        name = "quantizing"
+        layers = range(len(architecture))
+        if all(self._shard(layer).exists() for layer in layers):
+            return
         worker = Worker(
             architecture,
             self._options.recipe,
-            work,
+            samples=len(samples.tokens),
+            length=self._options.calibration.length,
+            save_every=self._plan.save_every,
             state=state,
             scratch=_scratch(self._options, state),
             shard=self._shard,
-            advance=lambda phase, _layer: self._display.advance(name, detail=" layers") if phase == "export" else None,
         )
-        self._display.expect(name, layers)
-        worker.run(0, lambda: architecture.first_inputs(map(torch.tensor, samples.tokens)))
-        worker.forget_outputs(0)
-        worker.export()
+        start = worker.position or 0
+        self._display.expect("quantizing", len(layers) - start)
+        if start == 0:
+            worker.begin(architecture.first_inputs(map(torch.tensor, samples.tokens)))
+        for layer in layers[start:]:
+            worker.layer(layer)
+            for old in superseded(layer, self._plan.save_every):
+                worker.forget(old)
+            self._display.advance("quantizing", detail=" layers")
 
     def _finish(self, architecture: Architecture, rest: dict[str, Tensor], state: Path) -> None:
         layers = len(architecture)
@@ -172,7 +175,7 @@ class _Run:
         with explain_write_errors(prepared):
             shutil.rmtree(prepared, ignore_errors=True)
             prepared.mkdir(parents=True)
-            architecture.write_settings(self._options.recipe, prepared)
+            write_settings(architecture, self._options.recipe, prepared)
         move_settings(prepared, self._output)
 
     def _verify(self) -> Verification:
@@ -200,17 +203,12 @@ class _Run:
             number = one.module.removeprefix(prefix).partition(".")[0]
             if one.module.startswith(prefix) and number.isdecimal() and one.error > 0:
                 errors[int(number)].append(one.error)
-        quantized = [
-            name.removesuffix(".weight_scale_2")
-            for name in verification.checkpoint.tensors
-            if name.endswith(".weight_scale_2")
-        ]
         return {
             "source": {"directory": str(self._source.root), "index_sha256": self._source.index_sha256},
             "output": str(self._output),
             "architecture": architecture.class_name,
             "layers": len(architecture),
-            "quantized_linears": len(quantized),
+            "quantized_linears": sum(name.endswith(".weight_scale") for name in verification.checkpoint.tensors),
             "bytes": verification.checkpoint.size,
             "recipe": self._options.recipe.to_json(),
             "calibration": {**self._options.calibration.to_json(), **samples.to_json()},
@@ -224,6 +222,12 @@ class _Run:
             "findings": [one.to_json() for one in verification.findings],
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "nodes": nodes,
+            "rate": measured(
+                self._plan.flop,
+                len(architecture),
+                self._display.done.get("quantizing", 0),
+                self._display.seconds.get("quantizing", 0),
+            ),
             "seconds": self._display.seconds | {"all": time.time() - self._started},
         }
 
@@ -242,8 +246,3 @@ def _converted(tensor: Tensor, dtype: Any) -> bytes:  # noqa: ANN401
         content = bytearray(stream.read(tensor.nbytes))
     stored = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[tensor.dtype]
     return bytes(torch.frombuffer(content, dtype=stored).to(dtype).view(torch.uint8).numpy())
-
-
-def save_samples(path: Path, samples: Samples) -> None:
-    """Keep the token ids, so that another tool can calibrate with the same."""
-    write_atomic(path, save({"input_ids": torch.tensor(samples.tokens)}))

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,33 +14,19 @@ FOLDER: Final = f"{STATE}/quantize"
 _RUN: Final = "run.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a range of layers stands: the next layer of a batch, whose inputs are in a file of that name."""
-
-    batch: int
-    layer: int
-
-    @property
-    def file(self) -> str:
-        """The name of the file with the inputs of the layer."""
-        return f"batch-{self.batch:04}-layer-{self.layer:05}.bin"
-
-
-def read_position(path: Path) -> Position | None:
-    """The last position that was reached; None at the very beginning."""
+def read_position(path: Path) -> int | None:
+    """The layer whose inputs are on the disk for sure, with all layers before it; None at the very beginning."""
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Position(batch=int(found["batch"]), layer=int(found["layer"]))
+        return int(json.loads(path.read_text(encoding="utf-8"))["layer"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputUnreadableError(f"{path} is damaged: {error}", remedy="start anew, in another folder") from error
 
 
-def write_position(path: Path, position: Position) -> None:
-    """Note that all before `position` is done."""
-    write_json(path, {"batch": position.batch, "layer": position.layer})
+def write_position(path: Path, layer: int) -> None:
+    """Note that all before `layer` is done."""
+    write_json(path, {"layer": layer})
 
 
 def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:

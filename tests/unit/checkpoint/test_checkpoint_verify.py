@@ -434,6 +434,9 @@ def test_mixed_precision_goes_by_its_own_list(make: Make, tmp_path: Path) -> Non
     assert codes(model.write(tmp_path / "bad")) == ["input-scale-missing"]
     _mixed(model, "W4A16_NVFP4")
     assert codes(model.write(tmp_path / "weights-only")) == []
+    other = make("modelopt")
+    _mixed(other, "FP8")
+    assert codes(other.write(tmp_path / "other")) == ["quant-method-disagrees"]
 
 
 def test_formats_that_are_not_known_are_left_alone(make: Make, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sparkwright.errors import UsageError
+from sparkwright.errors import InputUnreadableError, UsageError
 from sparkwright.quantize.options import KvCache, Recipe
-from sparkwright.quantize.state import FOLDER, Position, begin, end, read_position, write_position
+from sparkwright.quantize.state import FOLDER, begin, end, read_position, write_position
 
 IDENTITY = {"model": "a", "recipe": Recipe(exclude=("*.self_attn.*",), kv_cache=KvCache.FP8).to_json()}
 
@@ -50,5 +50,8 @@ def test_the_end_leaves_only_the_result(tmp_path: Path) -> None:
 def test_positions(tmp_path: Path) -> None:
     path = tmp_path / "position.json"
     assert read_position(path) is None
-    write_position(path, Position(batch=2, layer=7))
-    assert read_position(path) == Position(batch=2, layer=7)
+    write_position(path, 7)
+    assert read_position(path) == 7
+    path.write_text("{}")
+    with pytest.raises(InputUnreadableError, match="is damaged"):
+        read_position(path)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from sparkwright.cli import app
 from sparkwright.errors import ConfigurationError, InputUnreadableError, OutputError, UsageError
 from sparkwright.quantize.options import Calibration, Options, Recipe
-from sparkwright.quantize.plan import FIXED_BYTES, Plan, batch_sizes, make_plan, split_layers
+from sparkwright.quantize.plan import FIXED_BYTES, Plan, deal_layers, make_plan
 from sparkwright.quantize.source import read_source
 
 HIDDEN, LAYERS = 32, 3
@@ -89,18 +89,14 @@ def test_a_quantized_or_cut_model_is_refused(model: Path) -> None:
         read_source(model)
 
 
-def test_layers_are_spread_evenly_or_as_wanted() -> None:
-    assert split_layers(88, 3, ()) == [30, 29, 29]
-    assert split_layers(5, 2, (1, 4)) == [1, 4]
+def test_layers_are_dealt_in_turn_evenly_or_as_wanted() -> None:
+    assert deal_layers(5, 2, ()) == [0, 1, 0, 1, 0]
+    assert deal_layers(4, 2, (1, 3)) == [1, 0, 1, 1]
+    assert [deal_layers(88, 2, (40, 48)).count(one) for one in (0, 1)] == [40, 48]
     with pytest.raises(UsageError, match="makes 4 layers, the model has 5"):
-        split_layers(5, 2, (2, 2))
+        deal_layers(5, 2, (2, 2))
     with pytest.raises(UsageError, match="cannot be spread"):
-        split_layers(2, 3, ())
-
-
-def test_no_batch_is_empty() -> None:
-    assert batch_sizes(9, 4) == (3, 2, 2, 2)
-    assert batch_sizes(2, 8) == (1, 1)
+        deal_layers(2, 3, ())
 
 
 def test_the_command_says_the_plan_and_refuses(model: Path) -> None:

@@ -1,0 +1,178 @@
+"""One decoder layer and what modelopt does with it: measure, pack, and say of the whole model what it did.
+
+modelopt's own functions do all the arithmetic. Its public export takes a whole model in memory and writes all of it, so
+what that is made of is called here for one layer at a time: the functions that begin with an underscore, until modelopt
+has an export that gives tensors. Tests compare the result with that of the public export, and its release is locked.
+"""
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Final
+
+import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
+import torch  # type: ignore[import-not-found]
+from modelopt.torch.export.quant_aware_conversion import (  # type: ignore[import-not-found]
+    build_reverse_name_mapper,
+    revert_quant_config_names,
+    revert_weight_conversion_quant_aware,
+)
+from modelopt.torch.export.quant_utils import get_quant_config  # type: ignore[import-not-found]
+from modelopt.torch.export.unified_export_hf import (  # type: ignore[import-not-found]
+    _export_transformers_checkpoint,
+    _sanitize_generation_config_for_save,
+    _write_hf_export_config,
+)
+from modelopt.torch.quantization.nn import TensorQuantizer  # type: ignore[import-not-found]
+from transformers import GenerationConfig  # type: ignore[import-not-found]
+from transformers.conversion_mapping import get_model_conversion_mapping  # type: ignore[import-not-found]
+from transformers.utils import logging  # type: ignore[import-not-found]
+
+from sparkwright.errors import ConfigurationError
+from sparkwright.quantize.architecture import Architecture
+from sparkwright.quantize.gates import check_calibrated, check_scales
+from sparkwright.quantize.options import Attention, KvCache, Recipe
+
+# modelopt looks whether a pattern took effect on the model that it is given: here that is one layer, and a dense layer
+# of a mixture of experts rightly has none under --experts-only. `quant_config` asks that question of the whole model.
+_SKIP_CHECK: Final = "MODELOPT_SKIP_WEIGHT_QUANT_CHECK"
+_LINEAR: Final = ("*weight_quantizer", "*input_quantizer")
+
+
+def settings(recipe: Recipe, attention: Iterable[str]) -> dict[str, Any]:
+    """Modelopt's own preset with what the recipe changes, without an algorithm.
+
+    Later entries win. `attention` are the paths of attention modules within a layer.
+    """
+    chosen = copy.deepcopy(mtq.NVFP4_EXPERTS_ONLY_CFG if recipe.experts_only else mtq.NVFP4_DEFAULT_CFG)
+    entries = chosen["quant_cfg"]
+    if recipe.attention is not None:
+        for path in attention:
+            entries += _of_attention(recipe.attention, path)
+    if recipe.kv_cache is KvCache.FP8:
+        entries += copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
+    for pattern in recipe.exclude:
+        names = {pattern, f"{pattern}.*"} if not pattern.endswith("*") else {pattern}
+        entries += [{"quantizer_name": name, "enable": False} for name in sorted(names)]
+    return {**chosen, "algorithm": None}
+
+
+def _of_attention(chosen: Attention, path: str) -> list[dict[str, Any]]:
+    names = [f"*.{path}.{name}" for name in _LINEAR]
+    if chosen is Attention.BF16:
+        return [{"quantizer_name": name, "enable": False} for name in names]
+    preset = mtq.FP8_DEFAULT_CFG if chosen is Attention.FP8 else mtq.NVFP4_DEFAULT_CFG
+    own = {one["quantizer_name"]: one["cfg"] for one in preset["quant_cfg"] if one["quantizer_name"] in _LINEAR}
+    return [{"quantizer_name": f"*.{path}.{name}", "cfg": copy.deepcopy(own[name])} for name in _LINEAR]
+
+
+class Stage:
+    """One decoder layer with its weights and modelopt's quantizers."""
+
+    def __init__(self, architecture: Architecture, recipe: Recipe, number: int) -> None:
+        self._architecture, self._recipe, self.number = architecture, recipe, number
+        self._model = architecture.load(number)
+        _insert(self._model, recipe, architecture)
+        self._name = f"{architecture.prefix}.{number}"
+        self._layer = self._model.get_submodule(self._name)
+
+    def _quantizers(self) -> Iterator[tuple[str, Any]]:
+        for name, module in self._layer.named_modules():
+            if isinstance(module, TensorQuantizer) and module.is_enabled:
+                yield f"{self._name}.{name}", module
+
+    def forward(self, hidden: Any) -> Any:  # noqa: ANN401
+        """Send one sample through the layer."""
+        call = self._architecture.call(self.number, hidden.shape[1])
+        with torch.no_grad():
+            result = self._layer(hidden.to(self._architecture.device), *call.args, **call.kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
+    def calibrate(self, forward_samples: Callable[[], None]) -> None:
+        """Let modelopt watch the samples go through.
+
+        Raises:
+            ConfigurationError: there are values that are not finite.
+        """
+        try:
+            mtq.calibrate(self._model, "max", forward_loop=lambda _: forward_samples())
+        except AssertionError as error:  # how modelopt says that it saw NaN
+            raise ConfigurationError(
+                f"modelopt cannot measure {self._name}: {error}",
+                cause="the weights or the hidden states hold values that are not finite",
+                remedy=f"sparkwright checkpoint verify {self._architecture.source.root} looks for them",
+            ) from error
+
+    def export(self) -> dict[str, Any]:
+        """The layer's tensors as modelopt's export gives them; the weights are spent after this.
+
+        Raises:
+            ConfigurationError: a quantizer was not calibrated.
+        """
+        seen = {name: one.amax for name, one in self._quantizers() if one.amax is not None}
+        check_calibrated(seen, [name for name, _ in self._quantizers()], self._recipe.uncalibrated_experts)
+        with torch.inference_mode():
+            state, _ = _export_transformers_checkpoint(self._model, self._architecture.dtype)
+            state = revert_weight_conversion_quant_aware(self._model, state)
+        start = f"{self._name}."
+        tensors = {name: one.detach().to("cpu").contiguous() for name, one in state.items() if name.startswith(start)}
+        check_scales(tensors)
+        return tensors
+
+
+def quant_config(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:
+    """What modelopt says of the whole model in hf_quant_config.json.
+
+    Raises:
+        ConfigurationError: the recipe leaves nothing to quantize.
+    """
+    model = architecture.whole()
+    _insert(model, recipe, architecture)
+    if not any(
+        "weight_quantizer" in name and module.is_enabled
+        for name, module in model.named_modules()
+        if isinstance(module, TensorQuantizer)
+    ):
+        raise ConfigurationError(
+            "the recipe leaves no Linear to quantize",
+            cause="--exclude matches all, or --experts-only was given for a model without experts",
+        )
+    config: dict[str, Any] = get_quant_config(model)
+    # transformers notes this when it loads a whole model; modelopt turns names back by it.
+    model._weight_conversions = get_model_conversion_mapping(model, None, None)  # noqa: SLF001
+    mapper = build_reverse_name_mapper(model)
+    if mapper is not None:
+        revert_quant_config_names(config.get("quantization", {}), mapper)
+    return config
+
+
+def write_settings(architecture: Architecture, recipe: Recipe, folder: Path) -> None:
+    """config.json, hf_quant_config.json and generation_config.json, as modelopt's export writes them."""
+    model = architecture.around()
+    if (architecture.source.root / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(architecture.source.root)
+    _sanitize_generation_config_for_save(model)
+    model.config.architectures = [architecture.class_name]
+    model.config.dtype = architecture.dtype
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None and model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    _write_hf_export_config(model, quant_config(architecture, recipe), folder)
+
+
+def _insert(model: Any, recipe: Recipe, architecture: Architecture) -> None:  # noqa: ANN401
+    os.environ[_SKIP_CHECK] = "1"
+    mtq.quantize(model, settings(recipe, architecture.attention))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what modelopt and transformers print out of the results and the progress of this program."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, warnings.catch_warnings(), redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,98 @@
+"""Precision chosen by module, and calibration data of other kinds: each as modelopt's own export gives it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, command, contents, settings, tensors
+
+from sparkwright.checkpoint.verify import verify
+from sparkwright.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tests.quantize.conftest import Models, Warm
+
+pytestmark = pytest.mark.quantizes
+
+COUNTS = ("--samples", str(SAMPLES), "--length", str(LENGTH))
+MIXTURE = ("qwen3_moe", "--layers", "2")
+
+
+@pytest.fixture(scope="module")
+def hybrid(models: "Models", quantize: Quantize, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts with experts in NVFP4, attention in FP8 and a dense layer in BF16."""
+    output = tmp_path_factory.mktemp("hybrid") / "made"
+    quantize(models(*MIXTURE), output, "--experts-only", "--attention", "fp8")
+    return output
+
+
+def test_experts_in_nvfp4_and_attention_in_fp8_as_modelopt_has_them(
+    quantizing: "Warm", models: "Models", hybrid: Path, data: Path, tmp_path: Path
+) -> None:
+    quantizing.run("make_checkpoint.py", models(*MIXTURE), tmp_path / "made", "--data", data, *COUNTS, "--hybrid")
+    assert tensors(hybrid) == tensors(tmp_path / "made")
+    for name in ("config.json", "hf_quant_config.json", "generation_config.json"):
+        assert settings(hybrid, name) == settings(tmp_path / "made", name)
+
+
+def test_a_mixed_result_says_what_each_module_is(models: "Models", hybrid: Path) -> None:
+    result = verify(hybrid, against=models(*MIXTURE), sample=0)
+    assert result.findings == ()
+    assert result.checkpoint.quant is not None
+    assert result.checkpoint.quant.algorithm == "MIXED_PRECISION"
+    stored = {
+        module.name: module.encoding.name
+        for module in result.checkpoint.modules.values()
+        if module.encoding is not None and module.is_linear
+    }
+    layer = "model.layers.1"
+    assert stored[f"{layer}.self_attn.q_proj"] == "FP8"
+    assert "NVFP4" in stored[f"{layer}.mlp.experts.0.up_proj"]
+    # The first layer is dense.
+    assert result.checkpoint.modules["model.layers.0.mlp.up_proj"].is_quantized is False
+    assert result.checkpoint.modules[f"{layer}.mlp.gate"].is_quantized is False
+
+
+def test_what_is_excluded_is_what_modelopt_excludes_by_the_same_pattern(
+    quantizing: "Warm", models: "Models", quantize: Quantize, data: Path, tmp_path: Path
+) -> None:
+    source, pattern = models("llama", "--layers", "2"), "*.self_attn.*"
+    quantize(source, tmp_path / "by-layer", "--exclude", pattern)
+    quantizing.run("make_checkpoint.py", source, tmp_path / "at-once", "--data", data, *COUNTS, "--exclude", pattern)
+    assert tensors(tmp_path / "by-layer") == tensors(tmp_path / "at-once")
+    for name in ("config.json", "hf_quant_config.json"):
+        assert settings(tmp_path / "by-layer", name) == settings(tmp_path / "at-once", name)
+    assert verify(tmp_path / "by-layer", against=source).findings == ()
+
+
+def test_experts_that_saw_no_token_are_refused_or_take_the_largest_range_of_their_layer(
+    quantizing: "Warm", models: "Models", data: Path, tmp_path: Path
+) -> None:
+    """As modelopt does, which does it without being asked."""
+    source, few = models(*MIXTURE, "--experts", "48"), ("--samples", "1", "--length", "8")
+    words = ["quantize", str(source), str(tmp_path / "made"), "--data", str(data), *few, "--device", "cpu"]
+    refused = quantizing.start("sparkwright", *words)
+    assert refused.wait() == ConfigurationError.exit_code, refused.output
+    assert "experts' inputs saw no token: model.layers.1.mlp.experts." in refused.output
+    allowed = [*words, "--uncalibrated-experts", "share-layer-max"]
+    allowed[2] = str(tmp_path / "allowed")
+    quantizing.run("sparkwright", *allowed)
+    quantizing.run("make_checkpoint.py", source, tmp_path / "at-once", "--data", data, *few)
+    found = tensors(tmp_path / "allowed")
+    assert found == tensors(tmp_path / "at-once")
+    ranges = [found[f"model.layers.1.mlp.experts.{one}.up_proj.input_scale"][2] for one in range(48)]
+    assert max(ranges.count(one) for one in set(ranges)) >= 48 - 16
+    assert verify(tmp_path / "allowed").findings == ()
+
+
+def test_parquet_gives_what_the_same_texts_in_lines_give(
+    quantizing: "Warm", models: "Models", quantize: Quantize, data: Path, tmp_path: Path
+) -> None:
+    source, rows = models("llama", "--layers", "2"), tmp_path / "texts.parquet"
+    convert = (
+        "import sys, pyarrow.json as j, pyarrow.parquet as p; p.write_table(j.read_json(sys.argv[1]), sys.argv[2])"
+    )
+    quantizing.tool("-c", convert, data, rows)
+    quantize(source, tmp_path / "lines")
+    quantizing.run("sparkwright", *command(source, tmp_path / "columns", rows))
+    assert contents(tmp_path / "columns") == contents(tmp_path / "lines")
