@@ -238,3 +238,16 @@ def command(source: Path, output: Path, data: Path) -> list[str]:
     """The words of `sparkwright quantize` for a tiny model."""
     counts = ["--samples", str(SAMPLES), "--length", str(LENGTH)]
     return ["quantize", str(source), str(output), "--data", str(data), *counts, "--device", "cpu"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory of a megabyte: too small for a result."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False)
+    if mounted.returncode and not os.environ.get("CI"):
+        pytest.skip("mounting a small file system needs root")
+    assert mounted.returncode == 0
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -60,7 +60,7 @@ def _batches(tokenizer: Any, data: Path | None, samples: int, length: int) -> li
 def _modelopt_config(exclude: str | None, *, hybrid: bool) -> dict[str, Any]:
     import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
 
-    config = copy.deepcopy(mtq.NVFP4_EXPERTS_ONLY_CFG if hybrid else mtq.NVFP4_DEFAULT_CFG)
+    config: dict[str, Any] = copy.deepcopy(mtq.NVFP4_EXPERTS_ONLY_CFG if hybrid else mtq.NVFP4_DEFAULT_CFG)
     if hybrid:
         fp8 = {"num_bits": (4, 3), "axis": None}
         names = ("*self_attn*weight_quantizer", "*self_attn*input_quantizer")
@@ -71,8 +71,8 @@ def _modelopt_config(exclude: str | None, *, hybrid: bool) -> dict[str, Any]:
 
 
 def _modelopt(model: Any, config: dict[str, Any], batches: list[torch.Tensor], output: Path) -> None:  # noqa: ANN401
-    import modelopt  # type: ignore[import-not-found]
-    import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
+    import modelopt
+    import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint  # type: ignore[import-not-found]
 
     if modelopt.__version__.startswith("0.43."):

@@ -1,13 +1,11 @@
 """An interrupted run goes on where it was, and its result has the bytes of an undisturbed one."""
 
 import itertools
-import os
 import random
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,19 +89,6 @@ def test_a_run_is_not_begun_over_another_one(source: Path, quantizing: "Warm", d
     changed = quantizing.start("sparkwright", *words, "--resume", "--exclude", "*.o_proj")
     assert changed.wait() == UsageError.exit_code
     assert "recipe changed" in changed.output
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system in memory that is too small for the result."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False)
-    if mounted.returncode and not os.environ.get("CI"):
-        pytest.skip("mounting a small file system needs root")
-    assert mounted.returncode == 0
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_is_named_and_more_room_is_enough(

@@ -13,7 +13,7 @@ from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, command, contents
 from tests.serve.conftest import free_port, until
 
 from sparkwright.checkpoint.verify import verify
-from sparkwright.errors import UnavailableError
+from sparkwright.errors import OutputError, UnavailableError
 
 if TYPE_CHECKING:
     from tests.quantize.conftest import Models, Warm
@@ -121,6 +121,26 @@ def test_two_ray_actors_give_the_same_files(
 ) -> None:
     quantize(made.models(architecture), tmp_path / "made", "--ray", ray_address, "--shard-layers", "1,3")
     assert contents(tmp_path / "made") == contents(made.by_layer(architecture))
+
+
+def test_actors_that_share_the_folder_write_to_it_themselves(
+    made: Made, quantize: Quantize, ray_address: str, tmp_path: Path
+) -> None:
+    words = ("--ray", ray_address, "--actors", "2", "--shared-folder", "--scratch", str(tmp_path / "scratch"))
+    quantize(made.models("llama"), tmp_path / "made", *words)
+    assert contents(tmp_path / "made") == contents(made.by_layer("llama"))
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_node_whose_disk_is_too_small_is_named(
+    made: Made, quantizing: "Warm", ray_address: str, data: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    words = [*command(made.models("llama"), tmp_path / "made", data), "--ray", ray_address, "--actors", "2"]
+    job = quantizing.start("sparkwright", *words, "--scratch", str(small_disk))
+    assert job.wait() == OutputError.exit_code, job.output
+    assert f"{os.uname().nodename} has 0.0 GB of disk free for {small_disk}" in " ".join(job.output.split())
+    assert "--scratch" in job.output
+    assert "Traceback" not in job.output
 
 
 def test_a_lost_ray_actor_ends_the_run_and_a_resumed_one_gives_the_same_files(

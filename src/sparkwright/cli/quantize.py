@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from sparkwright.errors import UnavailableError, UsageError
 from sparkwright.quantize.display import clock
-from sparkwright.quantize.options import Attention, Calibration, KvCache, Nodes, Options, Recipe, Uncalibrated
+from sparkwright.quantize.options import Attention, Calibration, KvCache, Nodes, Options, Recipe
 from sparkwright.quantize.plan import Plan, make_plan
 from sparkwright.quantize.rate import Rate, read_rate
 from sparkwright.quantize.source import read_source
@@ -42,10 +42,6 @@ def quantize(
         typer.Option(help="What attention's projections become; by default, nvfp4, with --experts-only bf16."),
     ] = None,
     kv_cache: Annotated[KvCache, typer.Option(help="Scales for the KV cache.")] = KvCache.NONE,
-    uncalibrated_experts: Annotated[
-        Uncalibrated,
-        typer.Option(help="Experts that saw no token: refuse, or take the largest range of the layer's experts."),
-    ] = Uncalibrated.REFUSE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch; the count may change the last bits.")] = 1,
     scratch: Annotated[Path | None, typer.Option(help="Folder for hidden states, instead of OUTPUT.")] = None,
@@ -95,7 +91,6 @@ def quantize(
             experts_only=experts_only,
             attention=attention,
             kv_cache=kv_cache,
-            uncalibrated_experts=uncalibrated_experts,
         ),
         device=device,
         scratch=scratch,

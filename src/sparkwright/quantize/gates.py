@@ -6,36 +6,24 @@ from typing import Any
 import torch  # type: ignore[import-not-found]
 
 from sparkwright.errors import ConfigurationError
-from sparkwright.quantize.options import Uncalibrated
 
 
-def check_calibrated(amax: Mapping[str, Any], quantizers: Iterable[str], policy: Uncalibrated) -> None:
-    """Refuse a layer in which an enabled quantizer has no finite, positive amax.
+def check_calibrated(amax: Mapping[str, Any], quantizers: Iterable[str]) -> None:
+    """Refuse a layer in which an enabled quantizer has no finite, positive range.
 
     Raises:
         ConfigurationError: names the quantizers.
     """
-    wrong, unseen = [], []
-    for name in quantizers:
-        if name in amax:
-            value = amax[name]
-            if not bool(torch.isfinite(value).all()) or not bool((value > 0).all()):
-                wrong.append(name)
-        elif ".experts." in name and "input_quantizer" in name:
-            unseen.append(name)
-        else:
-            wrong.append(name)
+    wrong = [
+        name
+        for name in quantizers
+        if name not in amax or not bool(torch.isfinite(amax[name]).all()) or not bool((amax[name] > 0).all())
+    ]
     if wrong:
         raise ConfigurationError(
             f"{len(wrong)} quantizers have no finite, positive range: {', '.join(wrong[:3])}",
             cause="the weights or the hidden states hold zeros only, or values that are not finite",
             remedy="leave the modules out with --exclude, or give other calibration data",
-        )
-    if unseen and policy is Uncalibrated.REFUSE:
-        raise ConfigurationError(
-            f"{len(unseen)} experts' inputs saw no token: {', '.join(unseen[:3])}",
-            cause="the calibration data does not reach every expert",
-            remedy="give more or other calibration data, or --uncalibrated-experts share-layer-max",
         )
 
 

@@ -22,13 +22,6 @@ class Attention(StrEnum):
     BF16 = "bf16"
 
 
-class Uncalibrated(StrEnum):
-    """What to do with experts that saw no token of the calibration data."""
-
-    REFUSE = "refuse"
-    SHARE_LAYER_MAX = "share-layer-max"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Which modules become NVFP4; `attention` is None where attention is treated like the rest."""
@@ -37,7 +30,6 @@ class Recipe:
     experts_only: bool = False
     attention: Attention | None = None
     kv_cache: KvCache = KvCache.NONE
-    uncalibrated_experts: Uncalibrated = Uncalibrated.REFUSE
 
     def to_json(self) -> dict[str, Any]:
         """For the report and the digest: equal to what comes back from a file."""

@@ -113,7 +113,7 @@ class Stage:
             ConfigurationError: a quantizer was not calibrated.
         """
         seen = {name: one.amax for name, one in self._quantizers() if one.amax is not None}
-        check_calibrated(seen, [name for name, _ in self._quantizers()], self._recipe.uncalibrated_experts)
+        check_calibrated(seen, [name for name, _ in self._quantizers()])
         with torch.inference_mode():
             state, _ = _export_transformers_checkpoint(self._model, self._architecture.dtype)
             state = revert_weight_conversion_quant_aware(self._model, state)
