@@ -1,6 +1,6 @@
 """How much faster two Ray actors quantize than one, each actor on a node of its own with one core.
 
-In turn: without Ray on one core; a Ray cluster of one node; one of two, each pinned to a core of its own. The same model
+In turn: without Ray on one core; a Ray cluster of one node; one of two, each pinned to its own core. The same model
 and samples. What is compared is the time of quantizing all layers, not that of starting Python. The process that deals
 the layers is pinned to the second core. Run by `python benchmarks/quantize_nodes.py PYTHON`, where PYTHON is that of an
 environment made from requirements/quantize.txt with torch and this checkout in it. Other programs on the machine spoil
