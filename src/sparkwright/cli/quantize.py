@@ -138,11 +138,14 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 def _require_environment() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
+        from sparkwright.image.inventory import lock_name
+        from sparkwright.pins import default_line
+
         raise UnavailableError(
             f"this Python does not have {', '.join(missing)}",
-            cause="quantizing needs an environment of its own",
-            remedy="python3 -m venv .quantize; "
-            ".quantize/bin/pip install --require-hashes -r requirements/quantize-cuda.txt; "
+            cause="the image has them; an environment made for other commands does not",
+            remedy="run it in the image, or: python3 -m venv .quantize; .quantize/bin/pip install --no-deps "
+            f"--require-hashes -r requirements/{lock_name(default_line())}; "
             ".quantize/bin/pip install --no-deps --editable . ; .quantize/bin/sparkwright quantize ...",
         )
 

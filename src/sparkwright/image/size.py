@@ -86,7 +86,7 @@ def require_size(what: str, now: int, recorded: int, *, line: str) -> None:
 
 def layer_of(project: str) -> str:
     """The layer that a package belongs to: what changes least comes first."""
-    if project.startswith("nvidia-") and not project.startswith(("nvidia-cutlass", "nvidia-ml")):
+    if project.startswith("nvidia-") and not project.startswith(("nvidia-cutlass", "nvidia-ml", "nvidia-modelopt")):
         return "CUDA libraries and compiler"
     if project in ("torch", "torchvision", "triton"):
         return "torch and Triton"

@@ -217,7 +217,6 @@ class Architecture:
                     device_map={"": torch.device(self.device)},
                     weight_mapping=get_model_conversion_mapping(model, None, None),
                 ),
-                tp_plan=None,
             )
         layer = model.get_submodule(f"{self.prefix}.{number}")
         _move_buffers(layer, self.device)

@@ -111,7 +111,7 @@ def test_the_command_says_the_plan_and_refuses(model: Path) -> None:
 def test_without_its_environment_the_command_says_how_to_make_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     done = CliRunner().invoke(app, ["quantize", str(model), str(model.parent / "out"), "--data", "x.jsonl"])
-    assert "requirements/quantize-cuda.txt" in str(done.exception)
+    assert "requirements/image-0.33.0.txt" in str(done.exception)
     assert not (model.parent / "out").exists()
 
 
