@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.image.conftest import BUILD, TAG, Built, Script, build_command
 
+from sparkwright.errors import CommandFailedError
 from sparkwright.image.checks import check_image
 from sparkwright.image.docker import Docker
 from sparkwright.image.inventory import lock_name
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 LINE = default_line()
 B12X = "b12x is that of its own package"
 AUDIT = "audit of the installed vLLM"
+PACKAGES = "/opt/venv/lib/python3*/site-packages"
 
 
 def faults(docker: Docker, found: dict[str, Any], expected: dict[str, str]) -> dict[str, str]:
@@ -41,19 +43,37 @@ def test_what_was_built_was_tested_and_written_down(built: Built, docker: Docker
 
 
 def test_its_tests_can_fail(built: Built, docker: Docker) -> None:
-    """Here with another commit, and with what an image for a Spark is to hold, which this one does not."""
+    """Here with another commit, and with an option that it was not built with."""
     expected = built.record["arguments"] | {
         "SPARKWRIGHT_REVISION": "1" * 40,
         "REQUIREMENTS": lock_name(LINE, "b12x"),
     }
+    wrong = faults(docker, docker.inspect(TAG), expected)
+    assert set(wrong) == {"labels", "about", B12X}
+    assert "b12x" in wrong[B12X]
+
+
+@pytest.mark.usefixtures("built")
+def test_the_image_can_audit_itself(docker: Docker) -> None:
+    """With the cuobjdump and nvdisasm that are in it."""
+    audit = f"exec sparkwright audit {PACKAGES}/flashinfer/data/aot/norm/norm.so --require"
+    sandbox = ("run", "--rm", "--network", "none", TAG, "bash", "-c")
+    docker.run(*sandbox, f"{audit} sm121")
+    with pytest.raises(CommandFailedError, match="status 4"):
+        docker.run(*sandbox, f"{audit} fp4-mma")
+
+
+@pytest.mark.long
+def test_the_audit_of_an_image_for_a_spark(built: Built, docker: Docker) -> None:
+    """The official wheel's libraries pass it: they hold code for 12.0. Its FlashAttention 2 would not."""
     found = deepcopy(docker.inspect(TAG))
     found["Config"]["Labels"]["sparkwright.units"] = "native"
-    wrong = faults(docker, found, expected)
-    assert set(wrong) == {"labels", "about", AUDIT, B12X}
-    # The libraries of the official wheel: audited in the container, and refused for what they are.
-    assert "_C_stable_libtorch" in wrong[AUDIT]
-    assert "sm121" in wrong[AUDIT]
-    assert "b12x" in wrong[B12X]
+    checks = {one.name: one for one in check_image(docker, found, expected=built.record["arguments"])}
+    assert checks[AUDIT].passed, checks[AUDIT].detail
+    library = f"{PACKAGES}/vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
+    script = f"exec sparkwright audit {library} --require sm121"
+    with pytest.raises(CommandFailedError, match=r"(?s)status 4.*_vllm_fa2_C"):
+        docker.run("run", "--rm", "--network", "none", TAG, "bash", "-c", script)
 
 
 def test_the_option_b12x_installs_its_own_package(built: Built, docker: Docker) -> None:
