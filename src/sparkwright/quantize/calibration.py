@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from sparkwright.quantize.options import Calibration
 FIELDS: Final = ("text", "messages", "conversations", "content", "article")
 _TEXT_FILES: Final = (".txt", ".md")
 _ROW_FILES: Final = (".jsonl", ".parquet")
+_CONVERTED: Final = "refs/convert/parquet"
 _WINDOW: Final = 10_000  # texts shuffled among each other; the rest of a larger collection is not held in memory
 
 
@@ -141,11 +143,31 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _hub_rows(chosen: Calibration) -> Iterator[Mapping[str, Any]]:
-    import datasets  # type: ignore[import-not-found]
+    """The rows of the hub's own parquet copy, whose files are called PART/SPLIT/NUMBER.parquet for every data set."""
+    import huggingface_hub as hub  # type: ignore[import-not-found]
 
+    where = {"repo_type": "dataset", "revision": _CONVERTED}
+    files = _from_hub(chosen, lambda: sorted(hub.HfApi().list_repo_files(chosen.data, **where)))
+    parts: dict[str, list[str]] = {}
+    for file in files:
+        part, _, rest = file.partition("/")
+        if rest.startswith((f"{chosen.split}/", f"partial-{chosen.split}/")):
+            parts.setdefault(part, []).append(file)
+    if len(parts) != 1:
+        raise UsageError(
+            f"the data set {chosen.data} has {'several parts' if parts else f'no split {chosen.split}'}",
+            cause=f"there are {', '.join(parts or files[:9])}",
+            remedy=f"download what you want and name the folder: hf download {chosen.data} --repo-type dataset "
+            f"--revision {_CONVERTED} --include 'PART/SPLIT/*' --local-dir FOLDER",
+        )
+    for file in next(iter(parts.values())):
+        yield from _parquet_rows(Path(_from_hub(chosen, partial(hub.hf_hub_download, chosen.data, file, **where))))
+
+
+def _from_hub(chosen: Calibration, ask: Callable[[], Any]) -> Any:  # noqa: ANN401
     try:
-        yield from datasets.load_dataset(chosen.data, split=chosen.split, streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        return ask()
+    except Exception as error:  # the errors of its HTTP client have no base of the hub's own
         raise UnavailableError(
             f"the data set {chosen.data} cannot be read: {error}",
             cause="there is no file of that name either",
