@@ -40,6 +40,9 @@ def test_what_was_built_was_tested_and_written_down(built: Built, docker: Docker
     assert stored == {name: value for name, value in record.items() if name != "differences"}
     size = docker.inspect(TAG)["Size"]
     assert sum(layer["size"] for layer in record["layers"]) == pytest.approx(size, rel=0.001)
+    packages = {one["name"]: one["size"] for one in record["packages"]}
+    assert packages["torch"] > 500_000_000
+    assert 0.8 < sum(packages.values()) / size < 1
 
 
 def test_its_tests_can_fail(built: Built, docker: Docker) -> None:

@@ -151,6 +151,11 @@ def build_with_docker(request: Request, *, dry_run: bool, verify_reproducible: b
         ("layer made by", "MB"),
         [(layer.created_by[:110], f"{layer.size / 1e6:.1f}") for layer in record.layers],
     )
+    print_table(
+        f"Its {_SHOWN} largest packages",
+        ("package", "version", "MB"),
+        [(one.name, one.version, f"{one.size / 1e6:.1f}") for one in record.packages[:_SHOWN]],
+    )
     print_table("Tests", ("test", "result"), [(one.name, "passed") for one in record.checks])
     note(f"the report is {latest_path(record.line).relative_to(CHECKOUT)}")
     note(f"the bill of materials is {sbom.relative_to(CHECKOUT)}")

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +22,9 @@ from sparkwright.image.arguments import line_arguments
 from sparkwright.image.checks import check_image
 from sparkwright.image.contents import load_contents
 from sparkwright.image.docker import Docker
+from sparkwright.image.installed import Installed, python_packages, system_packages
 from sparkwright.image.preflight import SPARK_PLATFORM, Machine, examine, require
-from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, store
+from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, Package, store
 from sparkwright.image.revision import REPOSITORY, Revision, read_revision
 from sparkwright.image.sbom import write_sbom
 from sparkwright.image.size import require_size
@@ -127,7 +128,12 @@ def build_image(request: Request) -> ImageRecord:
         note(f"building {chosen.reference} for {request.platform}{f' on {request.on}' if request.on else ''}")
         start = time.monotonic()
         _build(request, chosen)
-        record = examine_image(request, chosen, seconds=time.monotonic() - start)
+        seconds = time.monotonic() - start
+        try:
+            packages = python_packages(request.docker, chosen.reference)
+        except CommandFailedError:
+            packages = ()  # the tests of the image say what is wrong with it
+        record = examine_image(request, chosen, packages, seconds=seconds)
         store(record)
         if failed := record.failed():
             raise BuildFailedError(
@@ -136,7 +142,7 @@ def build_image(request: Request) -> ImageRecord:
                 cause="the image does not do what it is for; push.sh refuses it",
                 remedy=f"the whole list is in {BUILD / request.line.name / 'image.json'}",
             )
-        write_sbom(request.docker, record)
+        write_sbom(record, packages, system_packages(request.docker, record.image_id))
         _require_size(record, machine)
         return record
 
@@ -150,7 +156,7 @@ def build_only(request: Request, *, arguments: dict[str, str]) -> None:
     _build(request, replace(chosen, argv=tuple(words), arguments=arguments))
 
 
-def examine_image(request: Request, chosen: Plan, *, seconds: float) -> ImageRecord:
+def examine_image(request: Request, chosen: Plan, packages: Sequence[Installed], *, seconds: float) -> ImageRecord:
     """Test a built image and describe it."""
     docker = request.docker
     found = docker.inspect(chosen.reference)
@@ -169,6 +175,10 @@ def examine_image(request: Request, chosen: Plan, *, seconds: float) -> ImageRec
         units=((found.get("Config") or {}).get("Labels") or {}).get("sparkwright.units", ""),
         size=int(found["Size"]),
         layers=layers(docker, chosen.reference),
+        packages=tuple(
+            Package(name=one.name, version=one.version, size=one.size)
+            for one in sorted(packages, key=lambda one: -one.size)
+        ),
         checks=check_image(docker, found, expected=chosen.arguments),
     )
 

@@ -33,6 +33,14 @@ class Layer(_Model):
     size: int
 
 
+class Package(_Model):
+    """One Python package in the image, and its bytes."""
+
+    name: str
+    version: str
+    size: int
+
+
 class ImageRecord(_Model):
     """An image with the result of its tests."""
 
@@ -53,6 +61,8 @@ class ImageRecord(_Model):
     size: int
     layers: tuple[Layer, ...]
     checks: tuple[Check, ...]
+    packages: tuple[Package, ...] = ()
+    """Largest first; none where its Python does not run."""
 
     @property
     def tested(self) -> bool:

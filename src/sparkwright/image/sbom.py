@@ -1,36 +1,26 @@
 """The bill of materials of a built image, in CycloneDX: its Python packages and its system packages."""
 
-import json
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from sparkwright.errors import UnavailableError
 from sparkwright.files import write_atomic
-from sparkwright.image.docker import Docker
+from sparkwright.image.installed import Installed
 from sparkwright.image.inventory import Inventory, load_inventory
 from sparkwright.image.preflight import SPARK_PLATFORM
 from sparkwright.image.record import ImageRecord, sbom_path
 from sparkwright.image.wheels import licence_of
 
-_PYTHON: Final = (
-    "import importlib.metadata as m, json;"
-    "print(json.dumps([[d.name, d.version, d.read_text('METADATA') or ''] for d in m.distributions()]))"
-)
-_SYSTEM: Final = ("dpkg-query", "-W", "-f", "${Package}\t${Version}\t${Architecture}\n")
 
-
-def write_sbom(docker: Docker, record: ImageRecord) -> Path:
-    """Ask the image what is installed in it and write that down beside its record.
+def write_sbom(record: ImageRecord, python: Iterable[Installed], system: Iterable[list[str]]) -> Path:
+    """Write down what is installed in an image beside its record.
 
     Raises:
         UnavailableError: the library for it is not installed.
     """
-    sandbox = ("run", "--rm", "--network", "none")
-    python = json.loads(docker.run(*sandbox, record.image_id, "python", "-c", _PYTHON))
-    system = [line.split("\t") for line in docker.run(*sandbox, record.image_id, *_SYSTEM).splitlines()]
     path = sbom_path(record.line, record.tag)
     # The stored list is of aarch64 wheels, so only an image for that machine has their hashes.
     inventory = load_inventory(record.line) if record.platform == SPARK_PLATFORM else None
@@ -40,7 +30,7 @@ def write_sbom(docker: Docker, record: ImageRecord) -> Path:
 
 def bill_of_materials(
     record: ImageRecord,
-    python: Iterable[tuple[str, str, str]],
+    python: Iterable[Installed],
     system: Iterable[list[str]],
     inventory: Inventory | None = None,
 ) -> str:
@@ -71,7 +61,7 @@ def bill_of_materials(
         PackageURL("oci", None, "sparkwright", record.image_id),
     )
     found = []
-    for name, version, metadata in sorted(python):
+    for name, version, metadata, _ in sorted(python):
         project = name.lower().replace("_", "-").replace(".", "-")
         digest = hashes.get((project, version))
         found.append(

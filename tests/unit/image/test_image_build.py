@@ -52,7 +52,8 @@ def spark(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     programs.answer("docker history", "{{.Size}}", out="0\tENV A=b\n1000\tRUN one\n2000\tFROM base\n")
     programs.answer("docker run", "--dry-run serve", out=planned)
     programs.answer("docker run", "about --json", out=json.dumps({"image": about, "caches": []}))
-    programs.answer("docker run", "importlib.metadata", out=json.dumps([["torch", "2.14.0", "License: BSD"]]))
+    installed = [["torch", "2.14.0", "License: BSD", 99], ["vllm", "1", "", 100]]
+    programs.answer("docker run", "importlib.metadata", out=json.dumps(installed))
     programs.answer("docker run", "dpkg-query", out="libc6\t2.39-0ubuntu8\tarm64\n")
     programs.answer("docker run", "printf", out="as it is")
     programs.answer("docker run", "ray-worker", status=78, err="sparkwright: HEAD_IP is not set")
@@ -71,7 +72,9 @@ def test_a_good_image_is_built_tested_and_recorded(spark: Programs) -> None:
     assert {one["purl"] for one in components} == {
         "pkg:deb/ubuntu/libc6@2.39-0ubuntu8?arch=arm64",
         "pkg:pypi/torch@2.14.0",
+        "pkg:pypi/vllm@1",
     }
+    assert [(one.name, one.size) for one in made.packages] == [("vllm", 100), ("torch", 99)], "largest first"
     assert spark.calls("buildx", "build")
 
 
@@ -238,6 +241,10 @@ FAULTS: dict[str, tuple[Callable[[Programs], None], str]] = {
     "no entrypoint": (lambda spark: spark.answer("docker run", "printf", out="usage"), "any command runs"),
     "worker without head accepted": (lambda spark: spark.answer("docker run", "ray-worker"), "a worker without"),
     "needs root": (lambda spark: spark.answer("docker run", "65534", status=1, err="read-only"), "runs as any user"),
+    "no Python": (
+        lambda spark: spark.answer("docker run", "--network none", status=127, err="python: not found"),
+        "about: .*python: not found",
+    ),
     "about says nothing": (lambda spark: spark.answer("docker run", "about", out="no json"), "about"),
 }
 
@@ -246,7 +253,7 @@ FAULTS: dict[str, tuple[Callable[[Programs], None], str]] = {
 def test_each_test_of_an_image_can_fail(spark: Programs, fault: str) -> None:
     spoil, name = FAULTS[fault]
     spoil(spark)
-    with pytest.raises(BuildFailedError, match=f"tests failed: .*{name}"):
+    with pytest.raises(BuildFailedError, match=f"(?s)tests failed: .*{name}"):
         build_image(REQUEST)
     stored = load_record(latest_path(LINE))
     assert stored is not None

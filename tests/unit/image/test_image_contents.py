@@ -16,6 +16,7 @@ from sparkwright.cli import app
 from sparkwright.errors import BuildFailedError, ConfigurationError
 from sparkwright.image import licences
 from sparkwright.image.contents import Contents, Selection, load_contents
+from sparkwright.image.installed import Installed
 from sparkwright.image.inventory import Entry, load_inventory, lock_name
 from sparkwright.image.licences import notice, notice_differences
 from sparkwright.image.locked import read_lock
@@ -177,7 +178,7 @@ def test_notice_lists_the_licences(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_the_bill_of_materials_is_the_same_for_the_same_image() -> None:
     record = ImageRecord.model_construct(line=LINE, tag=TAG, image_id=IMAGE, created=REVISION.created)
-    python = [("torch", "2.14.0", "License-Expression: BSD-3-Clause\n"), ("Two_Words", "1", "")]
+    python = [Installed("torch", "2.14.0", "License-Expression: BSD-3-Clause\n", 1), Installed("Two_Words", "1", "", 2)]
     bill = bill_of_materials(record, python, [["libc6", "2.39", "arm64"]], load_inventory(LINE))
     assert bill == bill_of_materials(record, python[::-1], [["libc6", "2.39", "arm64"]], load_inventory(LINE))
     read = json.loads(bill)
