@@ -1,7 +1,9 @@
 """`sparkwright quantize`: a BF16 folder in, a verified NVFP4 folder out."""
 
 import importlib.util
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +15,7 @@ from sparkwright.quantize.options import Attention, Calibration, KvCache, Nodes,
 from sparkwright.quantize.plan import Plan, make_plan
 from sparkwright.quantize.rate import Rate, read_rate
 from sparkwright.quantize.source import read_source
-from sparkwright.report import print_json, print_table
+from sparkwright.report import note, print_json, print_table
 
 _NEEDED = ("torch", "transformers", "accelerate", "modelopt")
 
@@ -114,6 +116,7 @@ def quantize(
     if data is None:
         raise UsageError("there is no calibration data", remedy="name it: --data texts.jsonl")
     _require_environment()
+    signal.signal(signal.SIGTERM, _interrupt)
     if not resume:
         estimate.check()
     from sparkwright.quantize.run import quantize as run
@@ -124,6 +127,12 @@ def quantize(
         print_json(report)
     else:
         _show_report(report, report_path(output))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # Also for Docker: a process that is the first of its container ignores the signal unless it has a handler.
+    note("sparkwright: told to end; the same command with --resume goes on")
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

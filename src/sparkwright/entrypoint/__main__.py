@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from sparkwright.entrypoint import cluster, serve
+from sparkwright.entrypoint import cluster, quantize, serve
 from sparkwright.entrypoint.plan import Host, Plan
 from sparkwright.entrypoint.variables import Values, read_secrets
 from sparkwright.errors import SparkwrightError
@@ -14,8 +14,9 @@ _PLANNED: Final[Mapping[str, Callable[[Values, Sequence[str], Host, Mapping[str,
     "serve": serve.plan,
     "ray-head": serve.plan_ray_head,
     "ray-worker": cluster.plan_worker,
+    "quantize": quantize.plan,
 }
-_COMMANDS: Final = ("doctor", "about", "recipe", "checkpoint", "quantize", "audit", "patch")
+_COMMANDS: Final = ("doctor", "about", "recipe", "checkpoint", "audit", "patch")
 
 
 def plan(words: Sequence[str], environment: Mapping[str, str], host: Host) -> Plan:

@@ -24,7 +24,9 @@ The image is configured by its first words, by environment variables, and by opt
 | `bash` | a shell |
 | `health` | the healthcheck of whatever this container was started as |
 | `bench` | `vllm bench serve` against the server on HOST and PORT, of MODEL where it is set; further words go to it |
-| `doctor`, `about`, `recipe`, `checkpoint`, `quantize`, `audit`, `patch` | `sparkwright` with these words |
+| `quantize` | `sparkwright quantize` with these words ([quantize.md](quantize.md)) |
+| `quantize` with NNODES above 1 | the same, on a Ray cluster whose head it starts; the other nodes are `ray-worker` |
+| `doctor`, `about`, `recipe`, `checkpoint`, `audit`, `patch` | `sparkwright` with these words |
 | anything else | that command, as it is |
 
 `--dry-run` before the mode prints what would run, as one JSON object, and runs nothing: `argv`, `env` (what is set

@@ -26,7 +26,7 @@ class Variable:
 
 
 SERVE: Final = ("serve",)
-RAY: Final = ("ray-head", "ray-worker")
+RAY: Final = ("ray-head", "ray-worker", "quantize")
 SERVING: Final = ("serve", "ray-head")
 NODES: Final = ("serve", "ray-head", "ray-worker")
 
@@ -179,7 +179,7 @@ TABLE: Final[tuple[Variable, ...]] = (
     ),
     Variable(
         name="HEAD_IP",
-        modes=NODES,
+        modes=(*NODES, "quantize"),
         purpose="The address of the first node.",
         values="an address or a name that resolves",
         explanation="Needed by `ray-worker` and by NNODES above 1. Use the address on the fast network: the interface "
@@ -199,12 +199,13 @@ TABLE: Final[tuple[Variable, ...]] = (
     ),
     Variable(
         name="NNODES",
-        modes=SERVING,
-        purpose="How many nodes serve together.",
+        modes=(*SERVING, "quantize"),
+        purpose="How many nodes work together.",
         values="a whole number above 0",
         default="1",
         explanation="With `serve`, above 1: vLLM's own multi-node mode, without Ray; start the same image with the "
-        "same variables on each node. With `ray-head`: how many nodes must have joined before it serves.",
+        "same variables on each node. With `ray-head` and `quantize`: how many nodes must have joined before it "
+        "begins; `quantize` then starts the head itself.",
         example="NNODES=2",
         kind="count",
     ),
@@ -230,7 +231,7 @@ TABLE: Final[tuple[Variable, ...]] = (
     ),
     Variable(
         name="NUM_GPUS",
-        modes=NODES,
+        modes=(*NODES, "quantize"),
         purpose="How many GPUs this node gives.",
         values="a whole number above 0",
         default="1",
@@ -240,7 +241,7 @@ TABLE: Final[tuple[Variable, ...]] = (
     ),
     Variable(
         name="RAY_PORT",
-        modes=NODES,
+        modes=(*NODES, "quantize"),
         purpose="The port of Ray's head.",
         values="1 to 65535",
         default="6379",
@@ -261,7 +262,7 @@ TABLE: Final[tuple[Variable, ...]] = (
     Variable(
         name="RAY_WAIT_SECONDS",
         modes=RAY,
-        purpose="How long to wait: a worker for its head, a head with MODEL for its nodes.",
+        purpose="How long to wait: a worker for its head, a head with MODEL, or `quantize`, for its nodes.",
         values="a whole number of seconds above 0",
         default="600",
         explanation="When it has passed, the container ends with 69 and says who was there.",
@@ -289,7 +290,7 @@ TABLE: Final[tuple[Variable, ...]] = (
     ),
     Variable(
         name="HF_TOKEN",
-        modes=SERVING,
+        modes=(*SERVING, "quantize"),
         purpose="The hub's token, for gated models.",
         values="the token; or HF_TOKEN_FILE, a file that holds it",
         explanation="Needed only while the model is downloaded.",

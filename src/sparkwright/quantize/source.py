@@ -101,6 +101,15 @@ def read_source(root: Path) -> Source:
         InputUnreadableError: there is no such folder, or its files are damaged.
         ConfigurationError: it is quantized already, or not a decoder-only language model.
     """
+    if not root.is_dir():
+        hub = len(root.parts) == 2 and not root.is_absolute()
+        raise InputUnreadableError(
+            f"{root} is not a folder",
+            cause="a model of the hub must be downloaded first"
+            if hub
+            else "it is elsewhere, or not mounted into the container",
+            remedy=f"hf download {root if hub else 'OWNER/NAME'} --local-dir FOLDER, then name FOLDER instead",
+        )
     checkpoint = read_checkpoint(root)
     if checkpoint.has_broken_shard or checkpoint.file_findings:
         codes = ", ".join(sorted({one.rule.code for one in checkpoint.file_findings}))

@@ -118,3 +118,12 @@ def test_without_its_environment_the_command_says_how_to_make_it(model: Path, mo
 def test_options_of_ray_need_ray(model: Path) -> None:
     done = CliRunner().invoke(app, ["quantize", str(model), "out", "--shard-layers", "1,2"])
     assert isinstance(done.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("Qwen/Qwen3-32B", "hf download Qwen/Qwen3-32B --local-dir FOLDER"), ("/models/x", "mounted")]
+)
+def test_a_model_that_is_no_folder_is_told_how_to_become_one(name: str, said: str) -> None:
+    with pytest.raises(InputUnreadableError, match=f"{name} is not a folder") as refused:
+        read_source(Path(name))
+    assert said in str(refused.value)
