@@ -16,9 +16,10 @@
 namespace sparkwright {
 namespace {
 
-constexpr int kWarps = 4;          // in a block
-constexpr int kColumns = 2;        // of the inner width to a warp: as many gate rows and as many up rows
-constexpr int kRows = 4;           // of the down projection to a warp
+constexpr int kWarps = 4;    // in a block
+constexpr int kColumns = 2;  // of the inner width to a warp: as many gate rows and as many up rows
+constexpr int kRows = 4;     // of the down projection to a warp
+static_assert(16 % kColumns == 0 && 16 % kRows == 0, "widths are multiples of 16: no warp has a tail");
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The expert here that choice `pair` goes to, or -1.
@@ -57,7 +58,7 @@ __device__ __forceinline__ float dot(const Packed<kValues> &weights, const uint8
 template <typename T, int kValues, bool kTiled>
 __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p) {
   const int lane = threadIdx.x % 32;
-  const int64_t groups = (p.inner + kColumns - 1) / kColumns;
+  const int64_t groups = p.inner / kColumns;
   const int64_t tasks = p.tokens * p.choices * groups;
   const int64_t blocks = p.hidden / 16;
   for (int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; task < tasks;
@@ -69,11 +70,10 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
     const uint8_t *weights = p.w13 + expert * 2 * p.inner * (p.hidden / 2);
     const uint8_t *scales = p.s13 + expert * p.s13_stride;
 
-    // Rows beyond the last column repeat it; their sums are not written.
     int64_t rows[2 * kColumns];
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      const int64_t column = min(task % groups * kColumns + i, p.inner - 1);
+      const int64_t column = task % groups * kColumns + i;
       rows[2 * i] = column + (p.up_first ? p.inner : 0);
       rows[2 * i + 1] = column + (p.up_first ? 0 : p.inner);
     }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
       const float gate = warp_sum(sums[2 * i]) * p.g13[2 * expert] * on_input;
       const float up = warp_sum(sums[2 * i + 1]) * p.g13[2 * expert + 1] * on_input;
       const int64_t column = task % groups * kColumns + i;
-      if (lane == 0 && column < p.inner) p.workspace[pair * p.inner + column] = gate / (1.0f + expf(-gate)) * up;
+      if (lane == 0) p.workspace[pair * p.inner + column] = gate / (1.0f + expf(-gate)) * up;
     }
   }
 }
@@ -110,9 +110,9 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
 // A warp sums over all choices of a token, which it lines up one behind the other: with an inner width of 512 a row of
 // one expert has work for half a warp only.
 template <typename T, int kValues, bool kTiled>
-__global__ void __launch_bounds__(kWarps * 32) down_kernel(const MoeDecode p) {
+__global__ void __launch_bounds__(kWarps * 32, 4) down_kernel(const MoeDecode p) {
   const int lane = threadIdx.x % 32;
-  const int64_t groups = (p.hidden + kRows - 1) / kRows;
+  const int64_t groups = p.hidden / kRows;
   const int64_t tasks = p.tokens * groups;
   const int64_t blocks = p.inner / 16;
   const int loads = static_cast<int>(p.inner / kValues);  // to a row; 2^31 of them would not fit into a GPU
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kWarps * 32) down_kernel(const MoeDecode p) {
     const int64_t token = task / groups;
     int64_t rows[kRows];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) rows[i] = min(task % groups * kRows + i, p.hidden - 1);
+    for (int i = 0; i < kRows; ++i) rows[i] = task % groups * kRows + i;
     float sums[kRows] = {};
     int64_t choice = lane / loads;
     int load = lane % loads;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kWarps * 32) down_kernel(const MoeDecode p) {
     for (int i = 0; i < kRows; ++i) {
       const float sum = warp_sum(sums[i]);
       const int64_t row = task % groups * kRows + i;
-      if (lane == 0 && row < p.hidden) store_output(static_cast<T *>(p.out) + token * p.hidden + row, sum);
+      if (lane == 0) store_output(static_cast<T *>(p.out) + token * p.hidden + row, sum);
     }
   }
 }
@@ -175,10 +175,10 @@ void launch_both(const MoeDecode &p, cudaStream_t stream) {
   const int64_t pairs = p.tokens * p.choices;
   if (pairs > 0) {
     const auto kernel = p.hidden % 32 == 0 ? gate_up_kernel<T, 32, kTiled> : gate_up_kernel<T, 16, kTiled>;
-    launch("nvfp4_moe_decode gate and up", kernel, grid_for(pairs * ((p.inner + kColumns - 1) / kColumns)), block, 0, stream, p);
+    launch("nvfp4_moe_decode gate and up", kernel, grid_for(pairs * (p.inner / kColumns)), block, 0, stream, p);
   }
   const auto kernel = p.inner % 32 == 0 ? down_kernel<T, 32, kTiled> : down_kernel<T, 16, kTiled>;
-  launch("nvfp4_moe_decode down", kernel, grid_for(p.tokens * ((p.hidden + kRows - 1) / kRows)), block, 0, stream, p);
+  launch("nvfp4_moe_decode down", kernel, grid_for(p.tokens * (p.hidden / kRows)), block, 0, stream, p);
 }
 
 }  // namespace

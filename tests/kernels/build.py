@@ -14,6 +14,18 @@ HERE: Final = Path(__file__).parent
 SANITIZERS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1")
 
 
+def sanitizing() -> dict[str, str]:
+    """What a process needs that loads a library built with SANITIZERS: their libraries loaded first, above all."""
+    compiler = host_compiler().path
+    preload = [run([compiler, f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libubsan.so")]
+    return {
+        "LD_PRELOAD": ":".join(preload),
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
 def shared_library(folder: Path, cuda_home: Path, sources: Sequence[Path], *options: str) -> Path:
     """A library of these sources and the shim, made in `folder`, two compilers at a time."""
     folder.mkdir(parents=True, exist_ok=True)

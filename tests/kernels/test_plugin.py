@@ -93,5 +93,17 @@ def test_every_layer_used_the_kernels(answers: dict[str, Any]) -> None:
     assert answers["emulated"]["calls"] == {}
 
 
+def test_every_layout_that_vllm_makes_is_read_as_it_is_meant(tmp_path: Path) -> None:
+    """By vLLM's own classes: its linear kernels and expert backends, modelopt's and compressed-tensors' scales."""
+    found = tmp_path / "found.json"
+    alone = {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    run([environment("serve.txt"), VLLM_CPU / "layouts.py", found], env=alone | variables())
+    errors = json.loads(found.read_text(encoding="utf-8"))
+    assert len(errors["linear"]) == 12
+    assert len(errors["experts"]) == 6
+    # bfloat16's rounding is 2^-9 of a value; another layout gives errors of the size of the values.
+    assert {name: error for kind in errors.values() for name, error in kind.items() if error > 2**-8} == {}
+
+
 def test_the_plugin_is_an_entry_point_of_the_distribution() -> None:
     assert f'gb10_kernels = "{PLUGINS["gb10_kernels"]}"' in (KERNELS / "python/pyproject.toml").read_text()

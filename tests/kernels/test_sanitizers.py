@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.kernels.build import HERE, SANITIZERS, shared_library
+from tests.kernels.build import HERE, SANITIZERS, sanitizing, shared_library
 from tests.kernels.conftest import CASES, LAUNCHERS, PREBUILT
+from tests.kernels.torch_side import run_inside
 
-from sparkwright.native.compiler import host_compiler
 from sparkwright.paths import CHECKOUT
-from sparkwright.run import run
 
 pytestmark = pytest.mark.compiles
 
@@ -34,11 +33,8 @@ def sanitized(cuda_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def under_sanitizers(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Python with the sanitizers' libraries loaded first, as they must be."""
-    compiler = host_compiler().path
-    preload = [run([compiler, f"-print-file-name={name}"]).strip() for name in ("libasan.so", "libubsan.so")]
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", PREBUILT: str(folder)}
-    variables = os.environ | options | {"LD_PRELOAD": ":".join(preload), "PYTHONMALLOC": "malloc"}
+    """Python with the sanitizers' libraries loaded."""
+    variables = os.environ | sanitizing() | {PREBUILT: str(folder)}
     return subprocess.run(
         [sys.executable, *arguments], cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=False
     )
@@ -60,6 +56,11 @@ def test_the_tests_pass_under_sanitizers(outcomes: dict[str, subprocess.Complete
     done = outcomes[tests]
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("tests", ["moe_checks.py", "sparse_checks.py"])
+def test_the_tests_with_torch_pass_under_sanitizers(tests: str) -> None:
+    assert " passed" in run_inside(tests, sanitized=True)
 
 
 def test_an_overrun_of_shared_memory_is_caught(sanitized: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from tests.environments import environment
+from tests.kernels.build import SANITIZERS, sanitizing
 
 from sparkwright.files import exclusive_lock, write_atomic
 from sparkwright.native.toolchain import toolchain
@@ -32,10 +33,10 @@ def _sources() -> bytes:
     return digest.digest()
 
 
-def cpu_library() -> Path:
-    """The operators for the CPU, built once from these sources."""
+def cpu_library(*options: str) -> Path:
+    """The operators for the CPU, built once from these sources with these options of the compiler."""
     python, home = torch_python(), toolchain()
-    key = hashlib.sha256(_sources() + str(python).encode() + str(home).encode()).hexdigest()[:12]
+    key = hashlib.sha256(_sources() + f"{python} {home} {options}".encode()).hexdigest()[:12]
     folder = cache() / "kernels" / f"cpu-{key}"
     done = folder / "made"
     with exclusive_lock(folder.with_suffix(".lock"), doing="building the kernels for the CPU", wait=True):
@@ -46,6 +47,7 @@ def cpu_library() -> Path:
                 "-DCMAKE_BUILD_TYPE=Release",
                 "-DGB10_CPU=ON",
                 f"-DCUDA_INCLUDE={home / 'include'}",
+                f"-DCMAKE_CXX_FLAGS={' '.join(options)}",
             ]
             settings += [f"-DCMAKE_MAKE_PROGRAM={python.with_name('ninja')}", f"-DPython_EXECUTABLE={python}"]
             cmake = python.with_name("cmake")
@@ -55,17 +57,17 @@ def cpu_library() -> Path:
     return folder / "_C.so"
 
 
-def variables() -> dict[str, str]:
-    """What a process that imports gb10_kernels from the checkout needs."""
+def variables(*options: str) -> dict[str, str]:
+    """What a process that imports gb10_kernels from the checkout needs; with options, it gets a library of its own."""
     return {
-        "GB10_KERNELS_LIBRARY": str(cpu_library()),
+        "GB10_KERNELS_LIBRARY": str(cpu_library(*options)),
         "PYTHONPATH": str(KERNELS / "python"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
 
 
-def run_inside(name: str) -> str:
+def run_inside(name: str, *, sanitized: bool = False) -> str:
     """Run the tests of inside/NAME with torch; their report."""
     command = [
         str(torch_python()),
@@ -80,7 +82,8 @@ def run_inside(name: str) -> str:
         str(HERE / "inside"),
     ]
     command += ["-c", os.devnull, "-W", "error", "-W", "ignore::DeprecationWarning", str(HERE / "inside" / name)]
-    environment_ = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables()}
+    environment_ = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    environment_ |= variables(*SANITIZERS) | sanitizing() if sanitized else variables()
     done = subprocess.run(command, env=environment_, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
     return done.stdout

@@ -126,6 +126,9 @@ def refusals() -> dict[str, tuple[str, dict[str, Any], str]]:
     x = torch.zeros(1, 64, dtype=torch.bfloat16)
     good = {"x": x, "weight": packed, "scales": scales, "global_scale": scale()}
     experts = moe()
+    e4m3 = torch.float8_e4m3fn
+    kept = keep_two_of_four(packed, scales, scale(), most_relative_l2_error=1.0)
+    sparse = {"x": x, "values": kept.values, "positions": kept.positions, "scales": scales, "global_scale": scale()}
     views = torch.zeros(1 + 64, dtype=torch.bfloat16)[1:].reshape(1, 64)
     return {
         "dtype of x": (
@@ -194,6 +197,72 @@ def refusals() -> dict[str, tuple[str, dict[str, Any], str]]:
             "moe_decode",
             {**experts, "out": torch.empty(2, 64)},
             "out is [2, 64] of Float; expected [2, 64] of BFloat16",
+        ),
+        "scales of experts not aligned": (
+            "moe_decode",
+            {**experts, "s13": torch.zeros(1 + 3 * 64 * 4, dtype=torch.uint8)[1:].view(e4m3).reshape(3, 64, 4)},
+            "s13 does not start at a multiple of 16 bytes",
+        ),
+        "hidden": (
+            "moe_decode",
+            {**experts, "x": experts["x"][:, :24].contiguous(), "w2": experts["w2"][:, :24].contiguous()},
+            "x has rows of 24; NVFP4 needs a multiple of 16",
+        ),
+        "inner": (
+            "moe_decode",
+            {**experts, "w2": experts["w2"][:, :, :12].contiguous()},
+            "w2 has rows of 24 weights; NVFP4 needs a multiple of 16",
+        ),
+        "s13 not in tiles": (
+            "moe_decode",
+            {**experts, "tiled_scales": True},
+            "s13 is [3, 64, 4] of Float8_e4m3fn; expected [3, 128, 4] of Float8_e4m3fn",
+        ),
+        "g2": ("moe_decode", {**experts, "g2": torch.ones(3, 1)}, "g2 is [3, 1] of Float; expected [3] of Float"),
+        "expert_map": (
+            "moe_decode",
+            {**experts, "expert_map": torch.zeros(4, dtype=torch.int64)},
+            "expert_map is [4] of Long; expected [any] of Int",
+        ),
+        "experts' strides": (
+            "moe_decode",
+            {**experts, "w13": experts["w13"].transpose(1, 2).contiguous().transpose(1, 2)},
+            "w13 is not contiguous; call .contiguous()",
+        ),
+        "width of kept weights": (
+            "gemv_2of4",
+            {**sparse, "x": x[:, :24].contiguous()},
+            "x has rows of 24; NVFP4 needs a multiple of 16",
+        ),
+        "kept values": (
+            "gemv_2of4",
+            {**sparse, "values": sparse["values"][:, :12].contiguous()},
+            "values is [48, 12] of Byte; expected [any, 16] of Byte",
+        ),
+        "kept positions": (
+            "gemv_2of4",
+            {**sparse, "positions": sparse["positions"].to(torch.int16)},
+            "positions is [48, 8] of Short; expected [48, 8] of Byte",
+        ),
+        "scales of kept weights": (
+            "gemv_2of4",
+            {**sparse, "scales": scales[:47].contiguous()},
+            "scales is [47, 4] of Float8_e4m3fn; expected [48, 4] of Float8_e4m3fn",
+        ),
+        "dtype to quantize": (
+            "quantize",
+            {"x": x.float(), "global_scale": scale()},
+            "x is [1, 64] of Float; expected [any, any] of BFloat16 or Half",
+        ),
+        "strides to quantize": (
+            "quantize",
+            {"x": torch.zeros(64, 2, dtype=x.dtype).T, "global_scale": scale()},
+            "x is not contiguous; call .contiguous()",
+        ),
+        "global scale to quantize with": (
+            "quantize",
+            {"x": x, "global_scale": torch.ones(2)},
+            "global_scale is [2] of Float; expected [] of Float",
         ),
         "quantize": (
             "quantize",

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch  # type: ignore[import-not-found]
 from gb10_kernels import ops, reference  # type: ignore[import-not-found]
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
@@ -187,3 +189,65 @@ def test_many_pairs() -> None:
 def test_nothing_to_do(tokens: int) -> None:
     made = layer(tokens, 0, 2, 32, 16)
     assert (ops.moe_decode(*made.arguments()) == 0).all()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_layer(data: st.DataObject) -> None:
+    tokens, choices, experts = (data.draw(st.integers(1, most)) for most in (8, 4, 5))
+    hidden, inner = (16 * data.draw(st.integers(1, most)) for most in (9, 5))
+    made = layer(tokens, choices, experts, hidden, inner, data.draw(st.sampled_from(list(ROUNDING))))
+    ids = st.lists(st.integers(-2, experts + 1), min_size=tokens * choices, max_size=tokens * choices)
+    made = replace(made, topk_ids=torch.tensor(data.draw(ids)).reshape(tokens, choices))
+    if data.draw(st.booleans()):
+        made = replace(made, topk_ids=made.topk_ids.int())
+    options: dict[str, object] = {name: data.draw(st.booleans()) for name in ("up_first", "weight_on_input")}
+    if data.draw(st.booleans()):
+        entries = data.draw(st.lists(st.integers(-2, experts), min_size=0, max_size=experts + 2))
+        options["expert_map"] = torch.tensor(entries, dtype=torch.int32)
+    linear = check(made, **options)
+    assert torch.equal(ops.moe_decode(*made.tiled().arguments(), tiled_scales=True, **options), linear)
+
+
+@pytest.mark.parametrize("order", ["descending", "random:7"])
+def test_the_result_does_not_depend_on_the_order_of_threads(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    made = layer(3, 2, 3, 1040, 48)
+    usual = ops.moe_decode(*made.arguments())
+    monkeypatch.setenv("SIMT_ORDER", order)
+    assert torch.equal(ops.moe_decode(*made.arguments()), usual)
+
+
+def test_gate_and_up_beyond_65535_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 32,784 pairs of 8 warps each, 4 to a block; of these blocks the first and the last are among those that run.
+    made = layer(1, 1, 1, 16, 16)
+    once = torch.empty(16)
+    ops.moe_decode(*made.arguments(), workspace=once)
+    pairs = 8 * 4098
+    many = replace(
+        made,
+        x=made.x.expand(8, 16).contiguous(),
+        topk_weights=torch.ones(8, pairs // 8),
+        topk_ids=torch.zeros(8, pairs // 8, dtype=torch.int32),
+    )
+    workspace = torch.full((pairs * 16,), float("nan"))
+    monkeypatch.setenv("SIMT_SAMPLE", "4")
+    ops.moe_decode(*many.arguments(), workspace=workspace)
+    states = workspace.reshape(pairs, 16)
+    assert torch.equal(states[0, :8], once[:8])
+    assert torch.equal(states[-1, -8:], once[-8:])
+    assert states.isnan().any()
+
+
+def test_down_beyond_65535_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = 16 * 8194  # 4 rows to a warp, 4 warps to a block, 8 tokens
+    made = layer(8, 1, 1, hidden, 16)
+    out = torch.full((8, hidden), float("nan"), dtype=torch.bfloat16)
+    monkeypatch.setenv("SIMT_SAMPLE", "16")
+    ops.moe_decode(*made.arguments(), out=out)
+    wanted = reference.moe_decode(*made.arguments())
+    ran = ~out.isnan()
+    assert ran[0, :16].all()
+    assert ran[-1, -16:].all()
+    assert ran.sum() == 16 * 16
+    difference = (out.double() - wanted)[ran].abs()
+    assert (difference <= ROUNDING[torch.bfloat16] * wanted[ran].abs() + 1e-5 * wanted.abs().max()).all()

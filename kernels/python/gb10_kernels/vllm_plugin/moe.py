@@ -15,6 +15,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     CompressedTensorsW4A4Nvfp4MoEMethod,
 )
 from vllm.model_executor.layers.quantization.modelopt import ModelOptNvFp4Config, ModelOptNvFp4FusedMoE
+from vllm.model_executor.utils import is_weights_pre_processed
 
 from gb10_kernels import ops
 from gb10_kernels.vllm_plugin.fallback import tell
@@ -88,6 +89,8 @@ class _Decode:
         reasons = {
             f"the {backend} backend keeps the weights in a layout of its own": backend not in LAYOUTS,
             "it routes inside of the kernel": self.is_monolithic,
+            # Then the global scales are no longer the checkpoint's.
+            "another process has laid out its weights": is_weights_pre_processed(),
             f"its activation is {layer.activation}, not silu": layer.activation != MoEActivation.SILU,
             f"it has {', '.join(clamps)}": bool(clamps),
             "it has biases": moe.has_bias,
