@@ -21,6 +21,7 @@ class Pasted:
 
     env: dict[str, str]
     words: list[str]
+    volumes: dict[str, str]
 
 
 def serving_section() -> str:
@@ -40,6 +41,7 @@ def pasted(words: list[str]) -> Pasted:
     """Take a `docker run` apart."""
     assert words[:2] == ["docker", "run"]
     env: dict[str, str] = {}
+    volumes: dict[str, str] = {}
     index = 2
     while words[index] != IMAGE:
         word = words[index]
@@ -48,7 +50,10 @@ def pasted(words: list[str]) -> Pasted:
         if word == "-e":
             name, _, value = words[index - 1].partition("=")
             env[name] = value
-    return Pasted(env, words[index + 1 :])
+        elif word == "-v":
+            outside, inside, *_ = words[index - 1].split(":")
+            volumes[inside] = outside
+    return Pasted(env, words[index + 1 :], volumes)
 
 
 def runs(path: Path, text: str) -> list[object]:

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,11 +20,13 @@ from typing import Any
 import pytest
 from tests.environments import environment
 
+from sparkwright.errors import CommandFailedError
 from sparkwright.files import write_atomic
 from sparkwright.paths import CHECKOUT, REQUIREMENTS
 from sparkwright.run import run
 
 LOCK = "serve.txt"
+HEAD, WORKER = "10.77.0.1", "10.77.0.2"  # of the machines that `namespaces` makes
 # Ray gives vLLM's workers to nodes by their GPUs. Each node of the tests offers one, as each Spark does, so the tests'
 # platform must ask for one too; it is read before any plugin could say so.
 _PLATFORM = '    ray_device_key: str = "GPU"\n'
@@ -188,6 +192,54 @@ def spark(serving: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     yield machine
     for started in machine.started:
         started.end()
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH that holds the emulation plugin as an installed distribution."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copy(Path(__file__).with_name("emulation.py"), folder / "nvfp4_emulation.py")
+    metadata = folder / "nvfp4_emulation-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: nvfp4-emulation\nVersion: 0\n", encoding="utf-8")
+    entry = "[vllm.general_plugins]\nnvfp4_emulation = nvfp4_emulation:register\n"
+    (metadata / "entry_points.txt").write_text(entry, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> Iterator[tuple[list[str], list[str]]]:
+    """The command prefixes that run something on the first and on the second machine."""
+    names = [f"spark{os.getpid()}{letter}" for letter in "ab"]
+    links = [f"sw{os.getpid()}{letter}" for letter in "ab"]
+    try:
+        for name in names:
+            run(["ip", "netns", "add", name])
+            run(["ip", "-n", name, "link", "set", "lo", "up"])
+        run(["ip", "link", "add", links[0], "netns", names[0], "type", "veth", "peer", links[1], "netns", names[1]])
+        for name, link, address in zip(names, links, (HEAD, WORKER), strict=True):
+            run(["ip", "-n", name, "address", "add", f"{address}/24", "dev", link])
+            run(["ip", "-n", name, "link", "set", link, "up"])
+        first, second = (["ip", "netns", "exec", name] for name in names)
+        yield first, second
+    finally:
+        for name in names:
+            with contextlib.suppress(CommandFailedError):
+                run(["ip", "netns", "delete", name])
+
+
+@pytest.fixture(scope="module")
+def ray_folder() -> Iterator[Callable[[], str]]:
+    """Short folders for Ray's sessions: a socket's path may have 107 characters."""
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def post(url: str, body: Mapping[str, object], *, key: str = "", seconds: float = 120) -> Any:  # noqa: ANN401

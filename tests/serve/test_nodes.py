@@ -1,60 +1,17 @@
 """Two machines in one: network namespaces with a cable between them, real Ray and real vLLM."""
 
-import contextlib
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.serve.conftest import Spark, Started, until
-
-from sparkwright.errors import CommandFailedError
-from sparkwright.run import run
+from tests.serve.conftest import HEAD, WORKER, Spark, Started, until
 
 pytestmark = pytest.mark.serves
 
-HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 TOKEN = "b7f1c0de5eed"
 OPTIONS = ("--enforce-eager", "--dtype", "bfloat16", "--served-model-name", "tiny", "--max-num-seqs", "4")
-
-
-@pytest.fixture(scope="module")
-def namespaces() -> Iterator[tuple[list[str], list[str]]]:
-    """The command prefixes that run something on the first and on the second machine."""
-    names = [f"spark{os.getpid()}{letter}" for letter in "ab"]
-    links = [f"sw{os.getpid()}{letter}" for letter in "ab"]
-    try:
-        for name in names:
-            run(["ip", "netns", "add", name])
-            run(["ip", "-n", name, "link", "set", "lo", "up"])
-        run(["ip", "link", "add", links[0], "netns", names[0], "type", "veth", "peer", links[1], "netns", names[1]])
-        for name, link, address in zip(names, links, (HEAD, WORKER), strict=True):
-            run(["ip", "-n", name, "address", "add", f"{address}/24", "dev", link])
-            run(["ip", "-n", name, "link", "set", link, "up"])
-        first, second = (["ip", "netns", "exec", name] for name in names)
-        yield first, second
-    finally:
-        for name in names:
-            with contextlib.suppress(CommandFailedError):
-                run(["ip", "netns", "delete", name])
-
-
-@pytest.fixture(scope="module")
-def ray_folder() -> Iterator[Callable[[], str]]:
-    """Short folders for Ray's sessions: a socket's path may have 107 characters."""
-    made: list[str] = []
-
-    def make() -> str:
-        made.append(tempfile.mkdtemp(prefix="r", dir="/tmp"))
-        return made[-1]
-
-    yield make
-    for folder in made:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # Asks for more tokens than will ever come, and says what came of it.

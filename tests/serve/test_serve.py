@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -47,19 +46,6 @@ def broken(serving: Path, nvfp4: Path) -> Path:
     """The same without input scales."""
     folder = nvfp4.with_name("broken")
     run([serving / "bin/python", HERE / "remove_input_scales.py", nvfp4, folder])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH that holds the emulation plugin as an installed distribution."""
-    folder = tmp_path_factory.mktemp("plugin")
-    shutil.copy(HERE / "emulation.py", folder / "nvfp4_emulation.py")
-    metadata = folder / "nvfp4_emulation-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: nvfp4-emulation\nVersion: 0\n", encoding="utf-8")
-    entry = "[vllm.general_plugins]\nnvfp4_emulation = nvfp4_emulation:register\n"
-    (metadata / "entry_points.txt").write_text(entry, encoding="utf-8")
     return folder
 
 
