@@ -23,7 +23,9 @@ from sparkwright.run import run
 
 ENTER = CHECKOUT / "tests" / "image" / "enter_engine.sh"
 SUITE = "trixie"
-PACKAGES = ("docker-buildx", "docker-cli", "docker-compose", "docker.io", "iproute2", "iptables")
+PACKAGES = ("docker-buildx", "docker-cli", "docker-compose", "docker.io", "iproute2", "iptables", "openssh-server")
+HERE = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
+"""Programs that this machine itself needs, and the package of each."""
 BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 STAND_IN = "sparkwright-stand-in:trixie"
 DAEMON = (
@@ -130,10 +132,10 @@ def make_trees() -> Trees:
 
 
 def _make(trees: Trees) -> None:
-    if shutil.which("mmdebstrap") is None:
-        assert os.geteuid() == 0, "mmdebstrap is missing: apt install mmdebstrap"
+    missing = [package for program, package in HERE.items() if shutil.which(program) is None]
+    if missing:
         run(["apt-get", "update", "--quiet=2"])
-        run(["apt-get", "install", "--quiet=2", "--no-install-recommends", "mmdebstrap"])
+        run(["apt-get", "install", "--quiet=2", "--no-install-recommends", *missing])
     scratch = trees.stand_in.with_name("bare.tar")
     run(
         [

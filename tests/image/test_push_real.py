@@ -1,4 +1,4 @@
-"""push.sh's work with real engines: a registry on loopback, and a second engine in the place of another Spark."""
+"""push.sh's work with real engines: a registry on loopback, and a second engine behind ssh as another Spark."""
 
 import hashlib
 import json
@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.image.conftest import Script
+from tests.image.conftest import BUILD, Script
 from tests.image.engine import STAND_IN, Engine, start
+from tests.image.ssh_server import client, serve
 
 from sparkwright.image import record as records
 from sparkwright.image.build import layers
@@ -88,26 +89,24 @@ def other(tmp_path_factory: pytest.TempPathFactory, engine: Engine) -> Iterator[
         shutil.rmtree(state, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def ssh_configuration(tmp_path_factory: pytest.TempPathFactory, other: Engine) -> Path:
+    """Of a client, for the ssh server beside the other engine."""
+    return serve(other, tmp_path_factory.mktemp("ssh"))
+
+
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Engine, docker: Docker) -> Engine:  # noqa: ARG001
-    """The other engine with `ssh` leading to it, as long as no file `cut` tells after how many bytes it breaks."""
+def node(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    other: Engine,
+    ssh_configuration: Path,
+    docker: Docker,  # noqa: ARG001
+) -> Engine:
+    """The other engine with `ssh` leading to it; a file `cut` tells after how many bytes the connection breaks."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    (programs / "ssh").write_text(
-        f"""#!/usr/bin/env bash
-set -Eeuo pipefail
-while [[ $1 != -- ]]; do shift; done
-shift 2
-export DOCKER_HOST={other.variables["DOCKER_HOST"]}
-if [[ -e {tmp_path}/cut && $* == *load* ]]; then
-	head -c "$(cat {tmp_path}/cut)" | bash -c "$*" || true
-	echo 'Connection to spark2 closed by remote host.' >&2
-	exit 255
-fi
-exec bash -c "$*"
-"""
-    )
-    (programs / "ssh").chmod(0o755)
+    client(ssh_configuration, programs, tmp_path / "cut")
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     return other
 
@@ -281,11 +280,20 @@ def test_push_sh_publishes_carries_and_prunes(
     assert older.tag in json.loads(script("push.sh", "--keep", "1", "--yes", "--json"))["removed"]
     assert docker.image_id(older.tag) is None
     assert docker.image_id(newer.tag) == newer.image_id
-    assert "no host is called" in real_ssh(script, monkeypatch)
 
 
-def real_ssh(script: Script, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What push.sh says of a host that does not exist, with the machine's own ssh."""
-    kept = os.environ["PATH"].split(os.pathsep)[1:]
-    monkeypatch.setenv("PATH", os.pathsep.join(kept))
-    return script("push.sh", "--to", "ssh://nobody@no-such-host.invalid", status=69)
+def test_another_machine_is_reached_by_ssh_alone(script: Script, node: Engine, make_image: MakeImage) -> None:
+    """With its engine as ours: its images are listed there; and who is not let in is told why."""
+    record = make_image("13", b"thirteen")
+    node.docker("tag", STAND_IN, "sparkwright:not-ours")
+    (delivery,) = deliver(Docker(), record, [NODE])
+    assert delivery.error == ""
+    listed = json.loads(script("build.sh", "--list", "--on", "spark2", "--json"))
+    assert record.tag in [one["reference"] for one in listed]
+    assert "sparkwright:not-ours" not in [one["reference"] for one in listed]
+    for host, cause in {
+        "unknown": "the key of unknown is not known here",
+        "locked": "passwords are never used",
+        "nobody@no-such-host.invalid": "no host is called no-such-host.invalid",
+    }.items():
+        assert cause in script("build.sh", *BUILD, "--on", host, status=69)
