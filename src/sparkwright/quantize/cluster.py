@@ -7,6 +7,7 @@ states go from node to node; finished layers come here through the object store,
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sparkwright.quantize.display import Display
 from sparkwright.quantize.options import Nodes, Options
 from sparkwright.quantize.plan import Plan, deal_layers
 from sparkwright.quantize.source import Source
-from sparkwright.quantize.worker import superseded
+from sparkwright.quantize.state import first_layer, superseded
 
 
 def on_nodes(
@@ -38,6 +39,7 @@ def on_nodes(
     display: Display,
 ) -> list[dict[str, Any]]:
     """Quantize all layers on the nodes of a cluster and bring the shards here; what each node says of itself."""
+    before = signal.getsignal(signal.SIGTERM)
     try:
         # "local" is a cluster of its own, even where another one runs on this machine.
         ray.init(
@@ -51,6 +53,7 @@ def on_nodes(
             f"the Ray cluster {nodes.address} cannot be reached: {error}",
             remedy="start it with `ray start --head`, or use --ray local",
         ) from error
+    signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which says nothing
     try:
         return _Pipeline(source, options, nodes, plan, samples, identity, shard, display).go()
     except ray.exceptions.RayError as error:
@@ -114,7 +117,8 @@ class _Pipeline:
     def go(self) -> list[dict[str, Any]]:
         about: list[About] = ray.get([actor.about.remote() for actor in self._actors])
         self._check(about)
-        start = first_layer(about, self._owners, {one for one in self._layers if self._shard(one).exists()})
+        there = {one for one in self._layers if self._shard(one).exists() or one in about[self._owners[one]].shards}
+        start = first_layer([one.position for one in about], self._owners, there)
         self._work(start)
         ray.get(self._asides)
         reports: list[dict[str, Any]] = ray.get([actor.close.remote() for actor in self._actors])
@@ -178,15 +182,3 @@ class _Pipeline:
                     target.write(piece)
                     at += len(piece)
         self._asides.append(actor.drop.remote(layer))
-
-
-def first_layer(about: Sequence[About], owners: Sequence[int], here: set[int]) -> int:
-    """Where a resumed run begins: at inputs that an actor still has, if all layers before them are there as well."""
-    there = here | {layer for layer, owner in enumerate(owners) if layer in about[owner].shards}
-    if len(there) == len(owners):
-        return len(owners)
-    for position in sorted((one.position for one in about if one.position is not None), reverse=True):
-        holds = about[owners[position - 1]].position == position
-        if holds and there.issuperset(range(position)):
-            return position
-    return 0

@@ -100,7 +100,7 @@ def make_plan(source: Source, options: Options) -> Plan:
             linear = max(linear, tensor.elements)
         if layer := _layer_of(name):
             layers[layer] = layers.get(layer, 0) + tensor.elements * wide
-            weights += math.ceil(tensor.elements * _used_by_a_token(name, source))
+            weights += math.ceil(tensor.elements * _used_by_a_token(name, source)) if len(tensor.shape) > 1 else 0
     state = calibration.length * source.hidden_size * wide
     inner = max(source.hidden_size, int(source.text.get("intermediate_size") or 0))
     window = 8 * state + 6 * calibration.length * inner * wide

@@ -35,8 +35,8 @@ from sparkwright.quantize.plan import Plan
 from sparkwright.quantize.rate import measured
 from sparkwright.quantize.source import Source
 from sparkwright.quantize.stage import quant_config, quiet, write_settings
-from sparkwright.quantize.state import begin, end
-from sparkwright.quantize.worker import Worker, superseded
+from sparkwright.quantize.state import begin, end, superseded
+from sparkwright.quantize.worker import Worker
 
 _PACKAGES: Final = ("nvidia-modelopt", "transformers", "torch", "safetensors", "ray")
 _SAMPLE_TENSORS: Final = 2000  # with more Linears than this, fewer weights of each are compared

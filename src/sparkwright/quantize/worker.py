@@ -131,14 +131,6 @@ class Worker:
         return self._scratch / f"layer-{layer:05}.bin"
 
 
-def superseded(layer: int, save_every: int) -> list[int]:
-    """The layers whose inputs nobody needs once `layer` is done: its own, but for those where a resumed run begins."""
-    following = layer + 1
-    if following % save_every == 0:
-        return sorted({following - save_every, layer})
-    return [] if layer % save_every == 0 else [layer]
-
-
 def _release() -> None:
     gc.collect()
     give_rest_back()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from sparkwright.cli import app
 from sparkwright.errors import ConfigurationError, InputUnreadableError, OutputError, UsageError
-from sparkwright.quantize.options import Calibration, Options, Recipe
+from sparkwright.quantize.options import Attention, Calibration, Nodes, Options, Recipe
 from sparkwright.quantize.plan import FIXED_BYTES, Plan, deal_layers, make_plan
 from sparkwright.quantize.source import read_source
 
@@ -106,6 +107,52 @@ def test_the_command_says_the_plan_and_refuses(model: Path) -> None:
     assert done.exit_code == 0
     refused = CliRunner().invoke(app, [*words, "--memory", "1"])
     assert isinstance(refused.exception, ConfigurationError)
+
+
+def test_the_time_is_told_by_an_earlier_run_of_this_machine(model: Path) -> None:
+    report = model.parent / "other.report.json"
+    rate = {"flop_per_second": 1000.0, "host": os.uname().nodename, "layers": 3}
+    about = {"architecture": "LlamaForCausalLM", "device": "cpu", "nodes": [], "rate": rate}
+    words = ["quantize", str(model), str(model.parent / "out"), "--plan", "--samples", "4", "--length", "10"]
+    assert "not known" in CliRunner().invoke(app, words).stdout
+    report.write_text(json.dumps(about))
+    timed = [*words, "--time-from", str(report)]
+    plan = json.loads(CliRunner().invoke(app, [*timed, "--json"]).stdout)
+    assert plan["flop"] == 2 * LAYERS * 64 * HIDDEN * 4 * 10
+    assert plan["seconds"] == plan["flop"] / 1000
+    assert "3 layers of LlamaForCausalLM on cpu" in " ".join(CliRunner().invoke(app, timed).stdout.split())
+    report.write_text(json.dumps({**about, "rate": {**rate, "host": "elsewhere"}}))
+    assert "was measured on elsewhere" in str(CliRunner().invoke(app, timed).exception)
+    report.write_text(json.dumps({**about, "rate": None}))
+    assert isinstance(CliRunner().invoke(app, timed).exception, InputUnreadableError)
+    assert isinstance(CliRunner().invoke(app, [one for one in timed if one != "--plan"]).exception, UsageError)
+
+
+def test_the_work_of_a_mixture_is_that_of_the_experts_in_use(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_experts": 8, "num_experts_per_tok": 2}))
+    weights = {
+        f"model.layers.{layer}.mlp.experts.0.up_proj.weight": np.zeros((64, HIDDEN), np.float16) for layer in range(3)
+    }
+    save_file(weights, model / "model.safetensors")
+    assert _plan(model).flop == 2 * 3 * 64 * HIDDEN * 4 * 10 / 4
+
+
+def test_nodes_have_disks_of_their_own(model: Path) -> None:
+    options = Options(source=model, output=model.parent / "out", calibration=Calibration(data="", samples=4, length=10))
+    plan = make_plan(read_source(model), dataclasses.replace(options, nodes=Nodes(address="auto")))
+    dataclasses.replace(plan, memory_available=10**10, scratch_free=0, output_free=plan.output).check()
+    assert plan.scratch == 4 * 4 * 10 * HIDDEN * 2 + 2 * plan.largest_layer
+
+
+def test_attention_may_be_stored_in_another_way(model: Path) -> None:
+    projection = np.zeros((HIDDEN, HIDDEN), np.float16)
+    save_file(
+        {f"model.layers.{one}.self_attn.o_proj.weight": projection for one in range(3)}, model / "model.safetensors"
+    )
+    sizes = {one: _plan(model, Recipe(experts_only=True, attention=one)).output for one in (None, *Attention)}
+    weights = 3 * HIDDEN * HIDDEN
+    assert sizes == {None: 2 * weights, "nvfp4": weights * 9 // 16, "fp8": weights, "bf16": 2 * weights}
 
 
 def test_without_its_environment_the_command_says_how_to_make_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
