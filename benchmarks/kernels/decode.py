@@ -1,8 +1,8 @@
 """The decode kernels against this GPU's own copy bandwidth and against vLLM's Marlin, in one run.
 
 Run it where gb10_kernels and vLLM are installed: python benchmarks/kernels/decode.py --output result.json
-Marlin is the installed vLLM's; without vLLM its column says so. --dry-run walks through everything on tiny layers, on
-the CPU too, and its times mean nothing.
+Marlin is the installed vLLM's; without vLLM its row says so. --predict prints what GB10's bandwidth allows for each
+layer and needs no GPU. --dry-run walks through everything on tiny layers, on the CPU too, and its times mean nothing.
 
 A time is the median over replays of a CUDA graph that runs the kernel once on each of several copies of the layer,
 which together are larger than the GPU's last-level cache three times over. Every result is compared with the float64
@@ -38,10 +38,14 @@ class Dense:
     rows: int
     width: int
 
-    def bytes_read(self, tokens: int, distinct: int) -> float:
+    def distinct(self, tokens: int) -> float:
+        """Everything is read, whatever the number of tokens."""
+        del tokens
+        return 1
+
+    def bytes_read(self, distinct: float) -> float:
         """Weights and scales, once."""
-        del tokens, distinct
-        return self.rows * self.width * BYTES_A_WEIGHT
+        return distinct * self.rows * self.width * BYTES_A_WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +58,12 @@ class Experts:
     experts: int
     choices: int
 
-    def bytes_read(self, tokens: int, distinct: int) -> float:
+    def distinct(self, tokens: int) -> float:
+        """The experts that tokens hit on average, when each chooses at random."""
+        return self.experts * (1 - (1 - self.choices / self.experts) ** tokens)
+
+    def bytes_read(self, distinct: float) -> float:
         """Weights and scales of the experts that are hit, each once."""
-        del tokens
         return distinct * 3 * self.hidden * self.inner * BYTES_A_WEIGHT
 
 
@@ -79,6 +86,23 @@ TINY: tuple[Dense | Experts, ...] = (
     Experts(name="tiny experts", hidden=32, inner=16, experts=4, choices=2),
     Dense(name="tiny linear", rows=32, width=64),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a kernel should reach; 0 where nothing is asked."""
+
+    of_copy: float = 0
+    marlin: float = 0
+
+
+GOALS = {
+    ("nvfp4_gemv", 1): Goal(of_copy=0.85),
+    ("nvfp4_gemv", 8): Goal(marlin=1),
+    ("nvfp4_moe_decode", 1): Goal(of_copy=0.7, marlin=1.5),
+    ("nvfp4_moe_decode", 8): Goal(marlin=1),
+}
+"""By kernel and number of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +130,27 @@ class Row:
 
 
 def main() -> int:
-    """Measure, print a table, write the raw result."""
+    """Predict, measure, print a table, write the raw result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--predict", action="store_true", help="print GB10's rooflines and end")
     parser.add_argument("--dry-run", action="store_true", help="tiny layers, few replays, any device")
     parser.add_argument("--output", type=Path, help="where the raw result goes")
     parser.add_argument("--replays", type=int, default=120, help="at least 100 for a result worth storing")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 8])
     options = parser.parse_args()
+    layers = TINY if options.dry_run else LAYERS
+    _predict(layers, options.tokens)
+    if options.predict:
+        return 0
     if not options.dry_run and not torch.cuda.is_available():
-        parser.error("there is no GPU; --dry-run needs none")
+        parser.error("there is no GPU; --predict and --dry-run need none")
     settings = _settings(options.dry_run, options.replays)
     bandwidth, copied = _copy_bandwidth(settings)
-    print(f"device copy: {bandwidth / 1e9:.1f} GB/s, read and written bytes of {copied} counted")
+    print(f"device copy: {bandwidth / 1e9:.3g} GB/s, read and written bytes of {copied} counted")
+    if options.dry_run:
+        print("a dry run: the times below mean nothing")
     rows = []
-    for layer in TINY if options.dry_run else LAYERS:
+    for layer in layers:
         for tokens in options.tokens:
             for row in _measure(layer, tokens, settings, bandwidth):
                 rows.append(row)
@@ -136,12 +167,40 @@ def main() -> int:
     }
     if options.output:
         options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for line in _against_the_goals(rows):
+        print(line)
     wrong = [row for row in rows if row.error is not None and not row.error <= ERROR_ALLOWED]
     for row in wrong:
         print(
             f"WRONG: {row.kernel} on {row.layer}, {row.tokens} tokens: relative error {row.error:.1e}", file=sys.stderr
         )
     return 1 if wrong else 0
+
+
+def _predict(layers: Sequence[Dense | Experts], tokens: Sequence[int]) -> None:
+    print(f"what {GB10_BANDWIDTH / 1e9:.0f} GB/s allow, in microseconds: every weight and scale of a layer read once")
+    heads = "".join(f"{'M=' + str(each):>10}" for each in tokens)
+    print(f"{'':<42} {'MB at M=1':>9} {heads}")
+    for layer in layers:
+        times = [layer.bytes_read(layer.distinct(each)) / GB10_BANDWIDTH * 1e6 for each in tokens]
+        size = layer.bytes_read(layer.distinct(1)) / 1e6
+        print(f"{layer.name:<42} {size:>9.3f} {''.join(f'{time:>10.3f}' for time in times)}")
+
+
+def _against_the_goals(rows: Sequence[Row]) -> Iterator[str]:
+    """By layer and tokens, the better of our kernels against the copy and against Marlin, with the goals."""
+    for layer, tokens in dict.fromkeys((row.layer, row.tokens) for row in rows):
+        here = [row for row in rows if (row.layer, row.tokens) == (layer, tokens) and row.microseconds]
+        ours = min((row for row in here if row.kernel != "Marlin"), key=lambda row: row.microseconds or 0, default=None)
+        marlin = next((row for row in here if row.kernel == "Marlin"), None)
+        if ours is None or ours.microseconds is None or ours.of_copy is None:
+            continue
+        goal = GOALS.get((ours.kernel.partition(",")[0], tokens), Goal())
+        said = [f"{ours.of_copy:.0%} of copy{f' (goal {goal.of_copy:.0%})' if goal.of_copy else ''}"]
+        if marlin and marlin.microseconds:
+            times = marlin.microseconds / ours.microseconds
+            said.append(f"{times:.2f} times Marlin{f' (goal {goal.marlin:g})' if goal.marlin else ''}")
+        yield f"{layer:<42} M={tokens} {', '.join(said)}"
 
 
 def _settings(dry_run: bool, replays: int) -> Settings:
@@ -215,7 +274,7 @@ def _measure(layer: Dense | Experts, tokens: int, settings: Settings, bandwidth:
             note = f"not measured: {type(error).__name__}: {error}".splitlines()[0]
         else:
             note = f"{len(calls)} copies"
-        read = layer.bytes_read(tokens, distinct)
+        read = layer.bytes_read(distinct)
         seconds = _time(calls, settings) if calls else None
         yield Row(
             layer=layer.name,
@@ -249,9 +308,7 @@ def _dense(layer: Dense, tokens: int, settings: Settings) -> Iterator[tuple[str,
 
     x = torch.randn(tokens, layer.width, device=settings.device, dtype=torch.bfloat16)
     scale = torch.tensor(0.01, device=settings.device)
-    copies = [
-        _weights(settings, layer.rows, layer.width) for _ in range(_copies(layer.bytes_read(tokens, 0), settings))
-    ]
+    copies = [_weights(settings, layer.rows, layer.width) for _ in range(_copies(layer.bytes_read(1), settings))]
     # In slices of rows: the float64 weights of a whole layer would not fit beside it.
     slices = [slice(start, start + 2048) for start in range(0, layer.rows, 2048)]
     packed, scales = copies[0]
@@ -275,9 +332,9 @@ def _dense(layer: Dense, tokens: int, settings: Settings) -> Iterator[tuple[str,
         calls: list[Callable[[], Any]] = [partial(_marlin_apply, layer, x, module, marlin_utils_fp4) for module in made]
         return calls, calls[0](), wanted
 
-    yield "nvfp4_gemv, linear scales", 0, ours(tiled=False)
-    yield "nvfp4_gemv, tiled scales", 0, ours(tiled=True)
-    yield "Marlin", 0, marlin
+    yield "nvfp4_gemv, linear scales", 1, ours(tiled=False)
+    yield "nvfp4_gemv, tiled scales", 1, ours(tiled=True)
+    yield "Marlin", 1, marlin
 
 
 def _marlin_linear(layer: Dense, packed: Any, scales: Any, scale: Any, marlin: Any) -> Any:  # noqa: ANN401
@@ -317,7 +374,7 @@ def _experts(layer: Experts, tokens: int, settings: Settings) -> Iterator[tuple[
     g2 = torch.full((layer.experts,), 0.01, device=device)
     weights = torch.softmax(torch.randn(tokens, layer.choices, device=device), dim=-1)
     # Other experts each time, all different within a token: that is what keeps the caches cold.
-    per_call = tokens * layer.choices / layer.experts * layer.bytes_read(tokens, layer.experts)
+    per_call = layer.bytes_read(tokens * layer.choices)
     routes = [
         torch.stack([torch.randperm(layer.experts, device=device)[: layer.choices] for _ in range(tokens)]).int()
         for _ in range(_copies(per_call, settings))
@@ -378,7 +435,7 @@ def _line(row: Row) -> str:
     measured = "-" if row.microseconds is None else f"{row.microseconds:.1f} us"
     share = "-" if row.of_copy is None else f"{row.of_copy:.0%} of copy"
     error = "-" if row.error is None else f"error {row.error:.1e}"
-    roofline = f"GB10 at 273 GB/s: {row.gb10_microseconds:.1f} us"
+    roofline = f"GB10 at 273 GB/s: {row.gb10_microseconds:.3g} us"
     named = f"{row.layer:<42} M={row.tokens} {row.kernel:<32}"
     return f"{named} {measured:>12} {share:>14}  {error:<14} {roofline}  {row.note}"
 

@@ -46,6 +46,7 @@ void moe_decode(const Tensor &x, const Tensor &w13, const Tensor &s13, const Ten
                     "has " + std::to_string(workspace.numel()) + " elements",
                     "tokens * choices * inner = " + std::to_string(p.tokens * p.choices * p.inner) + " are needed");
   arguments.expect("out", out, {p.tokens, p.hidden}, {x.scalar_type()});
+  p.mapped_experts = -1;
   if (expert_map.has_value()) {
     arguments.expect("expert_map", *expert_map, {kAny}, {ScalarType::Int});
     p.expert_map = static_cast<const int32_t *>(expert_map->data_ptr());

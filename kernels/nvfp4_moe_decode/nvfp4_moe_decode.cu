@@ -25,7 +25,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // The expert here that choice `pair` goes to, or -1.
 __device__ __forceinline__ int64_t expert_of(const MoeDecode &p, int64_t pair) {
   int64_t expert = p.ids_are_64_bits ? static_cast<const int64_t *>(p.topk_ids)[pair] : static_cast<const int32_t *>(p.topk_ids)[pair];
-  if (p.expert_map != nullptr) expert = expert >= 0 && expert < p.mapped_experts ? p.expert_map[expert] : -1;
+  if (p.mapped_experts >= 0) expert = expert >= 0 && expert < p.mapped_experts ? p.expert_map[expert] : -1;
   return expert >= 0 && expert < p.experts ? expert : -1;
 }
 

@@ -21,7 +21,7 @@ namespace sparkwright {
 struct MoeDecode {
   // Shapes. `inner` is the width between the projections; hidden and inner are multiples of 16.
   int64_t tokens, choices, experts, hidden, inner;
-  int64_t mapped_experts;  // entries of expert_map; ignored without one
+  int64_t mapped_experts;  // entries of expert_map; -1 without one: an empty one has no address
 
   const void* x;                // [tokens, hidden], 16 bits each
   const uint8_t* w13;           // [experts, 2 * inner, hidden / 2]: gate rows and up rows
@@ -32,7 +32,7 @@ struct MoeDecode {
   const float* g2;              // [experts]
   const float* topk_weights;    // [tokens, choices]
   const void* topk_ids;         // [tokens, choices], 32 or 64 bits each
-  const int32_t* expert_map;    // [mapped_experts], or null
+  const int32_t* expert_map;    // [mapped_experts]
   float* workspace;             // [tokens, choices, inner]
   void* out;                    // [tokens, hidden], as x
   int64_t s13_stride, s2_stride;

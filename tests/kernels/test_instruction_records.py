@@ -6,7 +6,8 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-from tests.kernels.instructions import ALL, KERNELS, Streaming
+from tests.kernels.build import KERNELS
+from tests.kernels.instructions import ALL, Streaming
 
 _ROW = re.compile(r"^\| `(\w+)`(?: ([a-z ]+))? \| ([\d.]+) \|([ \d.|]+)\|$", re.MULTILINE)
 

@@ -167,7 +167,7 @@ def plan(
     if "--kv-cache-memory-bytes" not in chosen and (low := memory.warning(share, host)):
         notices.append(low)
     env = {key: value for key, value in recipe.env.items() if not environment.get(key) and key not in old.unset}
-    env |= nodes.env | own_kernels.switched(values)
+    env |= {**nodes.env, **own_kernels.switched(values)}
     if not environment.get("MAX_JOBS"):
         env.setdefault("MAX_JOBS", str(memory.jobs(host)))
     headless = "--headless" in chosen

@@ -315,7 +315,22 @@ def test_the_benchmark_walks_through_everything(
     # 4.5 bits a weight at 273 GB/s: two experts of 3 * 32 * 16 weights, and 32 * 64 weights.
     weights = [round(row["gb10_microseconds"] * 273e3 / (4.5 / 8)) for row in rows]
     assert weights == [2 * 3 * 32 * 16] * 3 + [32 * 64] * 3
+    shown = capsys.readouterr().out
+    assert "a dry run: the times below mean nothing" in shown
+    assert re.search(r"^tiny experts +M=1 \d+% of copy \(goal 70%\)$", shown, re.MULTILINE)
     right = ops.gemv
     monkeypatch.setattr(ops, "gemv", lambda *arguments, **named: right(*arguments, **named) * 1.1)
     assert benchmark["main"]() == 1
     assert "WRONG: nvfp4_gemv" in capsys.readouterr().err
+
+
+def test_the_benchmark_predicts_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[3] / "benchmarks/kernels/decode.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--predict", "--tokens", "1", "8"])
+    assert runpy.run_path(str(script))["main"]() == 0
+    rows = {line[:42].strip(): line[42:].split() for line in capsys.readouterr().out.splitlines()[2:]}
+    # 10 of 512 experts of 3 * 2048 * 512 weights at 4.5 bits; of 512 experts eight tokens hit 74.7 on average.
+    assert rows["Qwen3-Next-80B-A3B experts"] == ["17.695", "64.816", "484.432"]
+    assert rows["123B gate_up"][1] == rows["123B gate_up"][2]

@@ -100,6 +100,11 @@ def test_a_choice_without_an_expert_here_adds_nothing(ids: torch.dtype) -> None:
     assert (nobody == 0).all()
 
 
+def test_an_empty_map_knows_no_expert() -> None:
+    nowhere = torch.empty(0, dtype=torch.int32)
+    assert (check(layer(2, 2, 3, 32, 16), expert_map=nowhere) == 0).all()
+
+
 def test_weights_on_the_input() -> None:
     made = layer(4, 1, 3, 64, 48)
     on_input = check(made, weight_on_input=True)
