@@ -178,7 +178,7 @@ def _show_plan(plan: Plan, spent: Rate | None) -> None:
     print(
         f"{plan.layers} layers, the largest of {_gb(plan.largest_layer)}; "
         f"{plan.parameters / 1e9:.2f} billion parameters; "
-        f"sure places to resume from every {plan.save_every} layers.\n"
+        f"a resumed run does at most {plan.save_every} layers again.\n"
         f"The work: {plan.flop / 1e12:,.1f} TFLOP with the layers' weights; {_gb(plan.read)} of layers to read; "
         f"after each layer {_gb(plan.hidden_states)} of hidden states {between}."
     )
