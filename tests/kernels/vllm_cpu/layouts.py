@@ -15,7 +15,7 @@ from typing import Any
 import torch  # type: ignore[import-not-found]
 from gb10_kernels import reference  # type: ignore[import-not-found]
 from gb10_kernels.vllm_plugin import linear, moe  # type: ignore[import-not-found]
-from torch.nn import Module, Parameter
+from torch.nn import Module, Parameter  # type: ignore[import-not-found]
 from vllm.model_executor.kernels import linear as registry  # type: ignore[import-not-found]
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation  # type: ignore[import-not-found]
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend  # type: ignore[import-not-found]
