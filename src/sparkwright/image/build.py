@@ -25,7 +25,7 @@ from sparkwright.image.docker import Docker
 from sparkwright.image.installed import Installed, python_packages, system_packages
 from sparkwright.image.preflight import SPARK_PLATFORM, Machine, examine, require
 from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, Package, store
-from sparkwright.image.revision import REPOSITORY, Revision, read_revision
+from sparkwright.image.revision import LATEST, REPOSITORY, Revision, read_revision
 from sparkwright.image.sbom import write_sbom
 from sparkwright.image.size import require_size
 from sparkwright.native.wheel import require_externals
@@ -144,6 +144,8 @@ def build_image(request: Request) -> ImageRecord:
             )
         write_sbom(record, packages, system_packages(request.docker, record.image_id))
         _require_size(record, machine)
+        if not request.tag and not request.extra and record.units == RELEASED_UNITS:
+            request.docker.run("image", "tag", record.image_id, LATEST)
         return record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sparkwright.errors import CommandFailedError
 from sparkwright.image.docker import Docker
 from sparkwright.image.record import load_record, record_path
-from sparkwright.image.revision import REPOSITORY
+from sparkwright.image.revision import LATEST, REPOSITORY
 from sparkwright.report import note
 
 
@@ -36,7 +36,7 @@ def held_images(docker: Docker, *, line: str | None = None) -> tuple[Held, ...]:
     names = docker.run(
         "image", "ls", "--filter", label, "--filter", f"reference={REPOSITORY}", "--format", "{{.Repository}}:{{.Tag}}"
     )
-    references = sorted({name for name in names.split() if not name.endswith(":<none>")})
+    references = sorted({name for name in names.split() if not name.endswith(":<none>")} - {LATEST})
     if not references:
         return ()
     found: list[dict[str, Any]] = json.loads(docker.run("image", "inspect", *references))

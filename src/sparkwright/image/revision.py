@@ -11,6 +11,8 @@ from sparkwright.run import run
 
 REPOSITORY: Final = "sparkwright"
 """What images are called on the machine that builds them."""
+LATEST: Final = f"{REPOSITORY}:latest"
+"""A further name of the one that passed its tests last: what Docker takes where no tag is given."""
 _SHORT: Final = 8
 
 

@@ -76,6 +76,21 @@ def test_a_good_image_is_built_tested_and_recorded(spark: Programs) -> None:
     }
     assert [(one.name, one.size) for one in made.packages] == [("vllm", 100), ("torch", 99)], "largest first"
     assert spark.calls("buildx", "build")
+    assert spark.calls("tag") == [["docker", "image", "tag", IMAGE, "sparkwright:latest"]]
+
+
+def test_only_what_serves_and_passed_is_the_latest(spark: Programs) -> None:
+    spark.answer("docker run", "b12x/__init__.py", out="True")
+    for request in (replace(REQUEST, tag="mine"), replace(REQUEST, extra="b12x")):
+        version = plan(request).arguments["SPARKWRIGHT_VERSION"]
+        labels = inspected()["Config"]["Labels"] | {"org.opencontainers.image.version": version}
+        image_says(Labels=labels)(spark)
+        assert build_image(request).tested
+    image_says()(spark)
+    spark.answer("docker run", "printf", out="usage")
+    with pytest.raises(BuildFailedError):
+        build_image(REQUEST)
+    assert not spark.calls("tag")
 
 
 def test_the_command_line_comes_from_the_pins_and_the_commit(spark: Programs) -> None:

@@ -309,7 +309,8 @@ def three_images(built: Programs) -> Programs:
         image = inspected() | {"Id": f"sha256:{number}", "RepoTags": [f"sparkwright:{LINE}-{number}"]}
         image["Config"]["Labels"]["org.opencontainers.image.created"] = f"2026-11-{number:02}T00:00:00Z"
         images.append(image)
-    built.answer("docker image ls", out="".join(f"sparkwright:{LINE}-{number}\n" for number in (1, 2, 3)))
+    listed = "".join(f"sparkwright:{LINE}-{number}\n" for number in (1, 2, 3))
+    built.answer("docker image ls", out=f"sparkwright:latest\n{listed}")
     built.answer("docker image inspect sparkwright", out=json.dumps(images))
     return built
 
