@@ -309,6 +309,7 @@ def three_images(built: Programs) -> Programs:
         image = inspected() | {"Id": f"sha256:{number}", "RepoTags": [f"sparkwright:{LINE}-{number}"]}
         image["Config"]["Labels"]["org.opencontainers.image.created"] = f"2026-11-{number:02}T00:00:00Z"
         images.append(image)
+    images[-1]["RepoTags"].append("sparkwright:latest")
     listed = "".join(f"sparkwright:{LINE}-{number}\n" for number in (1, 2, 3))
     built.answer("docker image ls", out=f"sparkwright:latest\n{listed}")
     built.answer("docker image inspect sparkwright", out=json.dumps(images))
