@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--weights-only", action="store_true", help="leave the activations alone (llm-compressor)")
     parser.add_argument("--uncalibrated", action="store_true", help="as if there were no data (modelopt)")
     parser.add_argument("--exclude", help="leave the modules of this pattern as they are (modelopt)")
+    parser.add_argument("--kv-cache", choices=["fp8"], help="scales for the cache (modelopt)")
     parser.add_argument("--hybrid", action="store_true", help="experts in NVFP4, attention in FP8 (modelopt)")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -38,7 +39,7 @@ def main() -> None:
     batches = _batches(tokenizer, options.data, options.samples, options.length)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
     if options.tool == "modelopt":
-        config = _modelopt_config(options.exclude, hybrid=options.hybrid)
+        config = _modelopt_config(options.exclude, hybrid=options.hybrid, kv_cache=options.kv_cache is not None)
         _modelopt(model, config, [] if options.uncalibrated else batches, options.output)
     else:
         _llm_compressor(model, batches, options.output, "NVFP4A16" if options.weights_only else "NVFP4")
@@ -57,7 +58,7 @@ def _batches(tokenizer: Any, data: Path | None, samples: int, length: int) -> li
     return [torch.tensor([tokens[at * length : (at + 1) * length]]) for at in range(samples)]
 
 
-def _modelopt_config(exclude: str | None, *, hybrid: bool) -> dict[str, Any]:
+def _modelopt_config(exclude: str | None, *, hybrid: bool, kv_cache: bool) -> dict[str, Any]:
     import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
 
     config: dict[str, Any] = copy.deepcopy(mtq.NVFP4_EXPERTS_ONLY_CFG if hybrid else mtq.NVFP4_DEFAULT_CFG)
@@ -65,6 +66,8 @@ def _modelopt_config(exclude: str | None, *, hybrid: bool) -> dict[str, Any]:
         fp8 = {"num_bits": (4, 3), "axis": None}
         names = ("*self_attn*weight_quantizer", "*self_attn*input_quantizer")
         config["quant_cfg"] += [{"quantizer_name": name, "cfg": fp8} for name in names]
+    if kv_cache:
+        config["quant_cfg"] += copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
     if exclude:
         config["quant_cfg"].append({"quantizer_name": exclude, "enable": False})
     return config

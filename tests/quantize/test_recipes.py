@@ -52,13 +52,16 @@ def test_a_mixed_result_says_what_each_module_is(models: "Models", hybrid: Path)
     assert result.checkpoint.modules[f"{layer}.mlp.gate"].is_quantized is False
 
 
-def test_what_is_excluded_is_what_modelopt_excludes_by_the_same_pattern(
+def test_what_is_left_out_and_the_cache_are_as_modelopt_has_them_by_the_same_patterns(
     quantizing: "Warm", models: "Models", quantize: Quantize, data: Path, tmp_path: Path
 ) -> None:
-    source, pattern = models("llama", "--layers", "2"), "*.self_attn.*"
-    quantize(source, tmp_path / "by-layer", "--exclude", pattern)
-    quantizing.run("make_checkpoint.py", source, tmp_path / "at-once", "--data", data, *COUNTS, "--exclude", pattern)
-    assert tensors(tmp_path / "by-layer") == tensors(tmp_path / "at-once")
+    source, words = models("llama", "--layers", "2"), ("--exclude", "*.mlp.down_proj*", "--kv-cache", "fp8")
+    quantize(source, tmp_path / "by-layer", *words)
+    quantizing.run("make_checkpoint.py", source, tmp_path / "at-once", "--data", data, *COUNTS, *words)
+    found = tensors(tmp_path / "by-layer")
+    assert found == tensors(tmp_path / "at-once")
+    assert found["model.layers.1.mlp.down_proj.weight"][0] == "BF16"
+    assert "model.layers.1.self_attn.k_proj.k_scale" in found
     for name in ("config.json", "hf_quant_config.json"):
         assert settings(tmp_path / "by-layer", name) == settings(tmp_path / "at-once", name)
     assert verify(tmp_path / "by-layer", against=source).findings == ()
