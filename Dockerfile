@@ -154,7 +154,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/other,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv; \
-    /opt/venv/bin/python -c 'import torch; print(torch.__version__)'
+    /opt/venv/bin/python -W ignore -c 'import modelopt.torch.export, pyarrow.parquet, torch; print(torch.__version__)'
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/flashinfer,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv
