@@ -113,7 +113,9 @@ def test_one_node(
     assert download.words == ["hf", "download", f"Qwen/{NAME}", "--local-dir", f"/models/{NAME}"]
     assert "--local-dir" in done(machine.start(Pasted({}, ["hf", "download", "--help"], {})))
     assert "What the run needs" in done(machine.start(plan, *TINY[:4]))
-    assert "findings of `checkpoint verify`" in done(machine.start(quantize, *TINY))
+    said = done(machine.start(quantize, *TINY))
+    assert "findings of `checkpoint verify`" in said
+    assert "arning" not in said
     assert "modelopt NVFP4, nothing found" in done(machine.start(verify))
 
     emulation = {"PYTHONPATH": f"{plugin}:{spark.modules}", "MAX_NUM_SEQS": "4", "HOST": "127.0.0.1"}
