@@ -10,7 +10,10 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BIN = CHECKOUT / ".venv" / "bin"
-SHELL_FILES = ("build.sh", "test.sh", ".ci/run", "requirements/ensure-venv.sh", "tests/image/enter_engine.sh")
+SHELL_FILES = (
+    *("build.sh", "test.sh", ".ci/run", "requirements/ensure-venv.sh"),
+    *("tests/image/enter_engine.sh", "tests/image/small-entrypoint.sh"),
+)
 
 TIERS = {
     "fast": "not sources and not compiles and not quantizes and not serves and not image and not long",

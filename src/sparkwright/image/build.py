@@ -1,5 +1,6 @@
 """Build the image with Docker: check the machine, build, test what came out, and write down what it is."""
 
+import re
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ from sparkwright.report import note
 EXTRAS: Final = ("b12x",)
 """What `--with` may name: each has a lock file of its own."""
 TARGET: Final = "runtime"
+_ARGUMENTS: Final = re.compile(r"^RUN \|\d+ .*?(?=/bin/(?:ba)?sh )")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +192,15 @@ def layers(docker: Docker, reference: str) -> tuple[Layer, ...]:
     history = docker.run("history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", reference)
     found = [line.split("\t", 1) for line in history.splitlines() if "\t" in line]
     return tuple(
-        Layer(created_by=" ".join(words.split())[:200], size=int(float(size)))
+        Layer(created_by=instruction(words)[:200], size=int(float(size)))
         for size, words in reversed(found)
         if float(size) > 0
     )
+
+
+def instruction(created_by: str) -> str:
+    """What the history of an image says that made a layer, without the build arguments, which may fill a page."""
+    return _ARGUMENTS.sub("RUN ", " ".join(created_by.split()))
 
 
 def _require_size(record: ImageRecord, machine: Machine) -> None:

@@ -1,18 +1,21 @@
 """Whether a second build from nothing makes the same image, and where it differs."""
 
 import hashlib
+import json
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import IO, Final, cast
+from typing import IO, Any, Final, cast
 
 from sparkwright.errors import BuildFailedError
-from sparkwright.image.build import Request, build_only
+from sparkwright.image.build import Request, build_only, instruction
 from sparkwright.image.docker import Docker
 from sparkwright.image.record import ImageRecord
 from sparkwright.report import note
 
 _NAMED: Final = 12
+_BLOBS: Final = "blobs/sha256/"
 Files = dict[str, tuple[int, int, str]]
 """Path in a layer: size, time of change, sha256."""
 
@@ -37,17 +40,16 @@ def compare(docker: Docker, record: ImageRecord, again: str) -> list[tuple[str, 
         return []
     if len(first) != len(second):
         return [("all", f"{len(first)} layers, then {len(second)}")]
-    makers = _makers(docker, record.tag)
     changed = [index for index, (mine, other) in enumerate(zip(first, second, strict=True)) if mine != other]
-    contents = [
-        _files(docker, reference, {layers[index] for index in changed})
-        for reference, layers in ((record.tag, first), (again, second))
+    mine, makers = _read(docker, one, {first[index] for index in changed})
+    other, _ = _read(docker, two, {second[index] for index in changed})
+    return [
+        (
+            makers[index] if index < len(makers) else f"layer {index}",
+            differing(mine[first[index]], other[second[index]]),
+        )
+        for index in changed
     ]
-    found = []
-    for index in changed:
-        maker = makers[index] if index < len(makers) else f"layer {index}"
-        found.append((maker[:100], differing(contents[0][first[index]], contents[1][second[index]])))
-    return found
 
 
 def differing(one: Files, other: Files) -> str:
@@ -60,28 +62,31 @@ def differing(one: Files, other: Files) -> str:
     return f"the times of {listed}" if only_times else listed
 
 
-def _makers(docker: Docker, reference: str) -> list[str]:
-    history = docker.run("history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", reference)
-    rows = [line.split("\t", 1) for line in history.splitlines() if "\t" in line]
-    return [" ".join(words.split()) for size, words in reversed(rows) if not words.startswith(("ENV", "LABEL", "CMD"))]
-
-
-def _files(docker: Docker, reference: str, layers: set[str]) -> dict[str, Files]:
-    """The files of some layers of an image, from one pass over `docker save`."""
-    wanted = {f"blobs/sha256/{layer.partition(':')[2]}": layer for layer in layers}
+def _read(docker: Docker, image: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Files], list[str]]:
+    """The files of some layers of an image, and what made each of all its layers: one pass over `docker save`."""
+    reference, configuration = image["Id"], _BLOBS + image["Id"].partition(":")[2]
+    wanted = {_BLOBS + layer.partition(":")[2]: layer for layer in layers}
     found: dict[str, Files] = {layer: {} for layer in layers}
+    makers: list[str] = []
     command = ["docker", "save", reference]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, env=docker.environment) as process,
         tarfile.open(fileobj=cast("IO[bytes]", process.stdout), mode="r|") as archive,
     ):
         for member in archive:
-            stream = archive.extractfile(member) if member.name in wanted else None
-            if stream is not None:
+            stream = archive.extractfile(member) if member.isfile() else None
+            if stream is None:
+                continue
+            if member.name in wanted:
                 found[wanted[member.name]] = _listing(stream)
+            elif member.name == configuration:
+                history = json.load(stream)["history"]
+                makers = [
+                    instruction(entry.get("created_by", ""))[:100] for entry in history if not entry.get("empty_layer")
+                ]
     if process.returncode != 0:
         raise BuildFailedError(f"docker save {reference} ended with {process.returncode}")
-    return found
+    return found, makers
 
 
 def _listing(stream: IO[bytes]) -> Files:
