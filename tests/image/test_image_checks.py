@@ -82,6 +82,7 @@ def test_the_audit_of_an_image_for_a_spark(built: Built, docker: Docker) -> None
         docker.run("run", "--rm", "--network", "none", TAG, "bash", "-c", script)
 
 
+@pytest.mark.long
 def test_the_option_b12x_installs_its_own_package(built: Built, docker: Docker) -> None:
     tag = "sparkwright-test:b12x"
     lock = lock_name(LINE, "b12x")
