@@ -61,6 +61,12 @@ def test_the_image_has_what_it_is_for() -> None:
     assert "vllm" not in image, "ours is made here"
 
 
+def test_the_image_quantizes_with_the_releases_that_the_tests_quantize_with() -> None:
+    image, tested = locked(lock_name(LINE)), locked("quantize.txt")
+    assert {"nvidia-modelopt", "transformers", "tokenizers", "accelerate", "ray", "pyarrow"} <= set(tested)
+    assert {name: image.get(name) for name in tested} == tested
+
+
 def test_the_image_has_what_the_package_needs() -> None:
     project = tomllib.loads((paths.CHECKOUT / "pyproject.toml").read_text())["project"]
     for target in (SPARK, Target(machine="x86_64", python=(3, 13), glibc=(2, 41))):

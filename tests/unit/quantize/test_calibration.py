@@ -1,11 +1,14 @@
 """Calibration data becomes samples of equal length, always the same ones."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sparkwright.errors import InputUnreadableError, UsageError
+from sparkwright.errors import InputUnreadableError, UnavailableError, UsageError
+from sparkwright.quantize import calibration
 from sparkwright.quantize.calibration import pack, read_texts, shuffled
 from sparkwright.quantize.options import Calibration
 
@@ -66,3 +69,61 @@ def test_damaged_rows(tmp_path: Path, content: str, message: str) -> None:
 def test_a_file_that_is_not_there_is_no_hub_data_set(tmp_path: Path) -> None:
     with pytest.raises(InputUnreadableError, match="does not exist"):
         list(read_texts(Calibration(data=str(tmp_path / "gone.jsonl")), _say))
+
+
+class Hub:
+    """What of huggingface_hub is asked: one data set with the given files."""
+
+    def __init__(self, *files: str) -> None:
+        self.files, self.fetched = files, list[str]()
+
+    def HfApi(self) -> "Hub":  # noqa: N802 - the hub's name
+        return self
+
+    def list_repo_files(self, name: str, *, repo_type: str, revision: str) -> tuple[str, ...]:
+        assert (repo_type, revision) == ("dataset", "refs/convert/parquet")
+        if name != "owner/set":
+            raise ConnectionError("no such data set")
+        return self.files
+
+    def hf_hub_download(self, name: str, file: str, **_: str) -> str:
+        self.fetched.append(file)
+        return f"/cache/{name}/{file}"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
+    def make(*files: str) -> Hub:
+        made = Hub(*files)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", made)
+        monkeypatch.setattr(calibration, "_parquet_rows", lambda path: iter([{"text": f"of {path.name}"}]))
+        return made
+
+    return make
+
+
+def test_a_data_set_of_the_hub_is_fetched_file_by_file(hub: Callable[..., Hub]) -> None:
+    made = hub("default/test/0.parquet", "default/partial-train/1.parquet", "default/partial-train/0.parquet")
+    texts = read_texts(Calibration(data="owner/set"), str)
+    assert next(texts) == "of 0.parquet"
+    assert made.fetched == ["default/partial-train/0.parquet"]
+    assert list(texts) == ["of 1.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"), [(("a/train/0.parquet", "b/train/0.parquet"), "a, b"), (("a/test/0.parquet",), "no split train")]
+)
+def test_a_data_set_that_leaves_a_choice_is_left_to_hf_download(
+    hub: Callable[..., Hub], files: tuple[str, ...], said: str
+) -> None:
+    hub(*files)
+    with pytest.raises(UsageError, match="owner/set has") as refused:
+        list(read_texts(Calibration(data="owner/set"), str))
+    assert said in str(refused.value)
+    assert "hf download owner/set --repo-type dataset" in str(refused.value)
+
+
+def test_a_data_set_that_cannot_be_reached_is_named(hub: Callable[..., Hub]) -> None:
+    hub()
+    with pytest.raises(UnavailableError, match="owner/other cannot be read: no such data set"):
+        list(read_texts(Calibration(data="owner/other"), str))
