@@ -37,7 +37,7 @@ RUN export DEBIAN_FRONTEND=noninteractive; \
     apt-get update -qq -o APT::Snapshot="$APT_SNAPSHOT"; \
     apt-get install -qq --no-install-recommends -o APT::Snapshot="$APT_SNAPSHOT" \
         g++ ibverbs-providers iproute2 libibverbs1 libnuma1 librdmacm1 python3 python3-dev python3-venv; \
-    rm -rf /var/lib/apt/lists/* /var/log/*.log /var/log/apt /var/cache/ldconfig; \
+    rm -rf /var/lib/apt/lists/* /var/log/*.log /var/log/apt/* /var/cache/ldconfig/*; \
     g++ --version; python3 --version
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 
