@@ -196,7 +196,7 @@ def test_nothing_to_do(tokens: int) -> None:
     assert (ops.moe_decode(*made.arguments()) == 0).all()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_layer(data: st.DataObject) -> None:
     tokens, choices, experts = (data.draw(st.integers(1, most)) for most in (8, 4, 5))
