@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 
 Run = Callable[..., str]
 _SERVER = Path(__file__).with_name("stub_vllm.py")
+_MAKE_MODEL = CHECKOUT / "tests" / "quantize" / "make_model.py"
 LINE = load_line(default_line())
 
 
@@ -150,6 +151,33 @@ def test_the_doctor_checks_what_it_can_without_a_gpu(run: Run) -> None:
     assert found["FlashInfer modules"]["found"].startswith("1 ready")
     assert all(one["reason"] for one in report["checks"] if one["verdict"] in ("warn", "skipped"))
     assert "--gpus all" in found["GPU"]["reason"]
+
+
+def test_it_quantizes(engine: Engine, run: Run) -> None:
+    """With the packages that the image holds and what was taken out of them: a model comes out that has no fault."""
+    models = engine.state / "models"
+    models.mkdir(exist_ok=True)
+    shutil.copyfile(_MAKE_MODEL, models / "make_model.py")
+    texts = [
+        json.dumps({"text": f"The spark number {number} is small, bright and soon gone. " * 20}) for number in range(8)
+    ]
+    (models / "texts.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    mounted = ("--volume", "/state/models:/models")
+    run(*mounted, command=("python", "/models/make_model.py", "/models/in", "--layers", "2"))
+    words = (
+        "quantize",
+        "/models/in",
+        "/models/out",
+        "--data",
+        "/models/texts.jsonl",
+        "--samples",
+        "4",
+        "--length",
+        "64",
+    )
+    report = json.loads(run(*mounted, command=(*words, "--device", "cpu", "--json")))
+    assert report["versions"]["nvidia-modelopt"].startswith("0.47")
+    run(*mounted, command=("checkpoint", "verify", "/models/out", "--against", "/models/in"))
 
 
 def test_the_licence_texts_of_its_packages_are_there(run: Run) -> None:
