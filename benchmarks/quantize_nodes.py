@@ -2,17 +2,15 @@
 
 In turn: without Ray on one core; a Ray cluster of one node; one of two, each pinned to its own core. The same model
 and samples. What is compared is the time of quantizing all layers, not that of starting Python. The process that deals
-the layers is pinned to the second core. Run by `python benchmarks/quantize_nodes.py PYTHON`, where PYTHON is that of an
-environment made from requirements/quantize.txt with torch and this checkout in it. Other programs on the machine spoil
-the ratio.
+the layers is pinned to the second core. Other programs on the machine spoil the ratio.
 """
 
+import argparse
 import json
 import os
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,8 +19,7 @@ from measuring import store
 
 from sparkwright.paths import CHECKOUT
 
-ROUNDS = 3
-LAYERS, SAMPLES, LENGTH = 8, 32, 512
+LAYERS, SAMPLES, LENGTH = 8, 32, 96
 PORT = 6479
 ADDRESS = f"127.0.0.1:{PORT}"
 
@@ -45,9 +42,23 @@ def cluster(python: str, cores: list[int], environment: dict[str, str], log: Pat
     return nodes
 
 
+def end(node: subprocess.Popen[bytes]) -> None:
+    """Stop a node, by force if it does not end: one that has lost its head may hang."""
+    node.terminate()
+    try:
+        node.wait(20)
+    except subprocess.TimeoutExpired:
+        node.kill()
+        node.wait()
+
+
 def main() -> None:
     """Measure all in turn."""
-    python = sys.argv[1]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("python", help="of an environment of requirements/quantize.txt, torch and this checkout")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    python = options.python
     cases: dict[str, list[int]] = {"without_ray": [], "one": [0], "two": [0, 1]}
     seconds: dict[str, list[float]] = {case: [] for case in cases}
     with tempfile.TemporaryDirectory(prefix="sparkwright-benchmark-") as name:
@@ -61,7 +72,7 @@ def main() -> None:
         environment = os.environ | {"HOME": name, "OMP_NUM_THREADS": "1"}
         subprocess.run([python, CHECKOUT / "tests/quantize/make_model.py", model, *shape], check=True)
         counts = ["--samples", str(SAMPLES), "--length", str(LENGTH)]
-        for number in range(ROUNDS):
+        for number in range(options.rounds):
             for case, cores in cases.items():
                 output = scratch / f"{case}-{number}"
                 nodes = cluster(python, cores, environment, scratch / "ray.log")
@@ -73,8 +84,7 @@ def main() -> None:
                     subprocess.run([*own, *words], env=environment, check=True)
                 finally:
                     for node in reversed(nodes):
-                        node.terminate()
-                        node.wait(60)
+                        end(node)
                 report = json.loads((scratch / f"{output.name}.report.json").read_text(encoding="utf-8"))
                 seconds[case].append(round(report["seconds"]["quantizing"], 2))
     middle = {case: statistics.median(all_) for case, all_ in seconds.items()}
