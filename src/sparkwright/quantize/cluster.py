@@ -24,7 +24,7 @@ from sparkwright.quantize.display import Display
 from sparkwright.quantize.options import Nodes, Options
 from sparkwright.quantize.plan import Plan, deal_layers
 from sparkwright.quantize.source import Source
-from sparkwright.quantize.state import first_layer, superseded
+from sparkwright.quantize.state import first_layer, superseded, without_gap
 
 
 def on_nodes(
@@ -162,13 +162,19 @@ class _Pipeline:
             holder = owner
         for layer in self._layers[:start]:
             self._fetch(layer)
+        done: set[int] = set()
+        finished = start
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             layer = running.pop(ready)
             ray.get(ready)
             self._fetch(layer)
-            for old in superseded(layer, self._plan.save_every):
-                self._asides.append(self._actors[self._owners[max(old - 1, 0)]].forget.remote(old))
+            done.add(layer)
+            # In order: a layer may be done before the actor that made its inputs has brought them to the disk.
+            for one in without_gap(done, finished):
+                finished = one + 1
+                for old in superseded(one, self._plan.save_every):
+                    self._asides.append(self._actors[self._owners[max(old - 1, 0)]].forget.remote(old))
             self._display.advance("quantizing", detail=" layers")
 
     def _fetch(self, layer: int) -> None:

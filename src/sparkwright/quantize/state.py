@@ -30,11 +30,22 @@ def write_position(path: Path, layer: int) -> None:
 
 
 def superseded(layer: int, save_every: int) -> list[int]:
-    """The layers whose inputs nobody needs once `layer` is done: its own, but for those where a resumed run begins."""
+    """The layers whose inputs nobody needs once `layer` and all before it are done.
+
+    Its own, but for those where a resumed run begins.
+    """
     following = layer + 1
     if following % save_every == 0:
         return sorted({following - save_every, layer})
     return [] if layer % save_every == 0 else [layer]
+
+
+def without_gap(done: Collection[int], start: int) -> range:
+    """The layers from `start` on that are done, up to the first that is not."""
+    end = start
+    while end in done:
+        end += 1
+    return range(start, end)
 
 
 def first_layer(positions: Sequence[int | None], owners: Sequence[int], there: Collection[int]) -> int:

@@ -7,7 +7,16 @@ import pytest
 
 from sparkwright.errors import InputUnreadableError, UsageError
 from sparkwright.quantize.options import KvCache, Recipe
-from sparkwright.quantize.state import FOLDER, begin, end, first_layer, read_position, superseded, write_position
+from sparkwright.quantize.state import (
+    FOLDER,
+    begin,
+    end,
+    first_layer,
+    read_position,
+    superseded,
+    without_gap,
+    write_position,
+)
 
 IDENTITY = {"model": "a", "recipe": Recipe(exclude=("*.self_attn.*",), kv_cache=KvCache.FP8).to_json()}
 
@@ -63,6 +72,12 @@ def test_the_last_sure_place_and_the_next_inputs_are_kept(save_every: int) -> No
     for layer in range(20):
         kept = (kept | {layer + 1}) - set(superseded(layer, save_every))
         assert kept == {layer + 1, (layer + 1) // save_every * save_every}
+
+
+def test_a_layer_that_is_done_before_its_turn_waits() -> None:
+    assert list(without_gap({3}, 2)) == []
+    assert list(without_gap({2, 3, 5}, 2)) == [2, 3]
+    assert list(without_gap({0, 1, 2, 3}, 4)) == []
 
 
 def test_where_a_run_on_two_nodes_goes_on() -> None:
