@@ -67,6 +67,6 @@ Is<Pingpong::Gemm::SharedStorageSize, Pingpong::Loop::DispatchPolicy::Stages> pi
 }  // namespace sparkwright
 
 #if !defined(WITHOUT_BLOCK_SCALES) && !defined(REPORT)
-template __global__ void cutlass::device_kernel<sparkwright::Cooperative::Gemm>(sparkwright::Cooperative::Gemm::Params const);
-template __global__ void cutlass::device_kernel<sparkwright::Pingpong::Gemm>(sparkwright::Pingpong::Gemm::Params const);
+template __global__ void cutlass::device_kernel<sparkwright::Cooperative::Gemm>(sparkwright::Cooperative::Gemm::Params const CUTLASS_GRID_CONSTANT);
+template __global__ void cutlass::device_kernel<sparkwright::Pingpong::Gemm>(sparkwright::Pingpong::Gemm::Params const CUTLASS_GRID_CONSTANT);
 #endif
