@@ -66,7 +66,7 @@ def test_it_compiles_to_fp8_tensor_core_instructions(cuda_home: Path, cutlass: P
     sass = run([cuda_home / "bin" / "cuobjdump", "-sass", tmp_path / "kernel.cubin"])
     assert "QMMA.16832.F32.E4M3.E4M3" in sass
     assert "UTMALDG" in sass
-    found = audit(tmp_path / "kernel.cubin").totals
+    found = audit(tmp_path / "kernel.cubin").totals()
     said = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
     assert (
         f"{found.kernels} kernels, {found.fp8_mma} FP8 mma, at most {found.max_registers} registers, "
