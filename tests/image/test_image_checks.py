@@ -69,6 +69,14 @@ def test_the_image_can_audit_itself(docker: Docker) -> None:
         docker.run(*sandbox, f"{audit} fp4-mma")
 
 
+@pytest.mark.usefixtures("built")
+def test_the_kernels_of_this_project_are_in_it_and_vllm_finds_them(docker: Docker) -> None:
+    sandbox = ("run", "--rm", "--network", "none", TAG)
+    docker.run(*sandbox, "bash", "-c", f"exec sparkwright audit {PACKAGES}/gb10_kernels --require sm121")
+    ask = "from importlib.metadata import entry_points; print(entry_points(group='vllm.general_plugins'))"
+    assert "gb10_kernels.vllm_plugin:register" in docker.run(*sandbox, "python", "-c", ask)
+
+
 @pytest.mark.long
 def test_the_audit_of_an_image_for_a_spark(built: Built, docker: Docker) -> None:
     """The official wheel's libraries pass it: they hold code for 12.0. Its FlashAttention 2 would not."""
