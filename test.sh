@@ -2,7 +2,7 @@
 # The one test command. Everything it needs is made here or fetched by the tests; nothing needs a GPU.
 #
 #   ./test.sh --fast   lint, types and unit tests: about a minute, no network after the first run
-#   ./test.sh          all of that, and real upstream sources, compilers and machine code; what CI runs
+#   ./test.sh          all of that, and real sources, compilers, machine code, and the image (as root); what CI runs
 #   ./test.sh --all    all of that, and what takes longer than CI should (the whole wheel)
 #
 # Further arguments go to pytest, for instance: ./test.sh --fast -k audit

@@ -11,8 +11,12 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 BIN = CHECKOUT / ".venv" / "bin"
 SHELL_FILES = (
-    *("build.sh", "test.sh", ".ci/run", "requirements/ensure-venv.sh"),
-    *("tests/image/enter_engine.sh", "tests/image/small-entrypoint.sh"),
+    "build.sh",
+    "test.sh",
+    ".ci/run",
+    "requirements/ensure-venv.sh",
+    "tests/image/enter_engine.sh",
+    "tests/image/small-entrypoint.sh",
 )
 
 TIERS = {

@@ -26,7 +26,6 @@ FURTHER_LABELS: Final = (
     "org.opencontainers.image.title",
 )
 _SECRET: Final = re.compile(r"(?i)\b(?:\w*(?:token|password|secret|api_?key))=(?!\s|$|['\"]{2})\S+")
-_SANDBOX: Final = ("run", "--rm", "--network", "none")
 _MODEL: Final = "org/model"
 
 
@@ -110,7 +109,7 @@ def _secrets(texts: list[str]) -> str:
 
 
 def _run(docker: Docker, image: str, *words: str, options: tuple[str, ...] = ()) -> str:
-    return docker.run(*_SANDBOX, *options, image, *words)
+    return docker.run_container(*options, image, *words)
 
 
 def _about(docker: Docker, image: str, expected: Mapping[str, str]) -> str:

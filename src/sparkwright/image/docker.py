@@ -33,6 +33,10 @@ class Docker:
         """Run a docker command to its end; what it wrote. Raises as `run`."""
         return run(["docker", *words], env=self.environment)
 
+    def run_container(self, *words: str | Path) -> str:
+        """Run a container without a network to its end and remove it; what it wrote. Raises as `run`."""
+        return self.run("run", "--rm", "--network", "none", *words)
+
     def ask(self, *words: str | Path) -> Any:  # noqa: ANN401  docker's own JSON
         """Run a docker command that answers with one JSON value."""
         return json.loads(self.run(*words))

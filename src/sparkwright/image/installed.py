@@ -13,7 +13,6 @@ print(json.dumps([[one.name, one.version, one.read_text("METADATA") or "", size(
                   for one in importlib.metadata.distributions()]))
 """
 _SYSTEM: Final = ("dpkg-query", "-W", "-f", "${Package}\t${Version}\t${Architecture}\n")
-_SANDBOX: Final = ("run", "--rm", "--network", "none")
 
 
 class Installed(NamedTuple):
@@ -27,11 +26,11 @@ class Installed(NamedTuple):
 
 
 def python_packages(docker: Docker, image: str) -> tuple[Installed, ...]:
-    """By name. Raises as `Docker.run`."""
-    found = json.loads(docker.run(*_SANDBOX, image, "python", "-c", _PYTHON))
+    """By name. Raises as `Docker.run_container`."""
+    found = json.loads(docker.run_container(image, "python", "-c", _PYTHON))
     return tuple(sorted(Installed(*one) for one in found))
 
 
 def system_packages(docker: Docker, image: str) -> list[list[str]]:
-    """Name, version, architecture. Raises as `Docker.run`."""
-    return [line.split("\t") for line in docker.run(*_SANDBOX, image, *_SYSTEM).splitlines()]
+    """Name, version, architecture. Raises as `Docker.run_container`."""
+    return [line.split("\t") for line in docker.run_container(image, *_SYSTEM).splitlines()]

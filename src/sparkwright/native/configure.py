@@ -63,7 +63,7 @@ def compiler_cache() -> dict[str, str]:
         "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(cache() / "ccache"),
         "CCACHE_BASEDIR": str(CHECKOUT),
         "CCACHE_COMPILERCHECK": "content",
-        # ccache takes nvcc's -gencode for -g, and would bind every entry to the folder that debug information names.
+        # Without it ccache 4.7.5 binds what nvcc makes to the working directory, which only debug information needs.
         "CCACHE_NOHASHDIR": "1",
     }
 
