@@ -149,21 +149,21 @@ def _warm(python: Path, factory: pytest.TempPathFactory, name: str, *modules: st
     started.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quantizing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """The environment of `sparkwright quantize`, with this checkout in it."""
     python = environment("quantize.txt", editable=CHECKOUT)
     yield from _warm(python, tmp_path_factory, "quantizing", *MODELOPT, "ray", "sparkwright.cli")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def modelopt_043(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """modelopt 0.43 with transformers 4."""
     python = environment("checkpoint-modelopt-0.43.txt")
     yield from _warm(python, tmp_path_factory, "modelopt-0.43", *MODELOPT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def llm_compressor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """llm-compressor 0.14."""
     python = environment("checkpoint-llmcompressor-0.14.txt")
@@ -185,13 +185,13 @@ class Models:
         return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def models(quantizing: Warm, tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Makes tiny models."""
     return Models(quantizing, tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Calibration data: random words, enough for SAMPLES of LENGTH tokens."""
     chance = random.Random(7)
@@ -224,7 +224,7 @@ def contents(folder: Path) -> dict[str, str]:
 Quantize = Callable[..., str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quantize(quantizing: Warm, data: Path) -> Quantize:
     """Run `sparkwright quantize SOURCE OUTPUT` with the calibration data and further options."""
 

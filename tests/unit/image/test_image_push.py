@@ -1,12 +1,12 @@
 """push.sh: what it refuses, what it says, and that an interruption leaves nothing half done."""
 
+import contextlib
 import gzip
 import io
 import json
 import os
-import signal
+import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +32,7 @@ from sparkwright.image.docker import SSH, Docker
 from sparkwright.image.listing import Held, superseded
 from sparkwright.image.push import check_destinations, deliver, pushable, registry_tags
 from sparkwright.image.record import Check, ImageRecord, latest_path, store
+from sparkwright.paths import CHECKOUT
 
 GOOD = ImageRecord(
     line=LINE,
@@ -158,28 +159,48 @@ def test_a_registry_that_refuses_is_told_and_leaves_no_names_behind(built: Progr
     assert len(built.calls("docker", "push")) == 1, "the second tag is not tried"
 
 
-@pytest.mark.timeout(30)
-def test_an_interrupted_push_ends_what_it_started_and_leaves_no_names(built: Programs) -> None:
-    os.mkfifo(built.folder / "never-ends")
-    built.answer("docker push", file=str(built.folder / "never-ends"))
+# Run apart: what is interrupted ends everything that its own process started.
+_PUSH = """
+import sys
+from pathlib import Path
+from sparkwright.cli import app
+from sparkwright.image import push, record
+from tests.unit.image.conftest import REVISION
+record.BUILD = Path(sys.argv[1])
+push.read_revision = lambda: REVISION
+app(["push", "--to", "registry.example/sparkwright"])
+"""
 
-    def interrupt() -> None:
-        while not built.calls("docker", "push"):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+def still_runs(process: psutil.Process) -> bool:
     try:
-        done = CliRunner().invoke(app, ["push", "--to", "registry.example/sparkwright"])
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupted_push_ends_what_it_started_and_leaves_no_names(built: Programs, tmp_path: Path) -> None:
+    never_ends = built.folder / "never-ends"
+    os.mkfifo(never_ends)
+    built.answer("docker push", file=str(never_ends))
+    pushing = psutil.Popen([sys.executable, "-c", _PUSH, tmp_path / "build"], cwd=CHECKOUT)
+    started: list[psutil.Process] = []
+    try:
+        while not built.calls("docker", "push"):
+            assert pushing.poll() is None
+            time.sleep(0.01)
+        started = pushing.children(recursive=True)
+        assert started
+        pushing.terminate()
+        assert pushing.wait(20) == 130
+        assert not [process for process in started if still_runs(process)]
     finally:
-        thread.join()
-        signal.signal(signal.SIGTERM, before)
-    assert done.exit_code == 130
+        for process in [pushing, *started]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     assert built.calls("rm", f"registry.example/sparkwright:{LINE}-214-g1a2b3c4d")
     assert len(built.calls("docker", "push")) == 1, "the second tag is not tried"
-    assert not psutil.Process().children(recursive=True)
 
 
 def archive(path: Path, layers: dict[str, bytes]) -> Path:
