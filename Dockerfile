@@ -125,6 +125,7 @@ ARG EXTERNALS
 COPY --from=patched /opt/sparkwright/build/${LINE}/rest /opt/sparkwright/build/${LINE}/vllm
 RUN --mount=type=cache,target=/opt/cache/downloads \
     --mount=type=cache,target=/opt/cache/ccache \
+    --mount=type=cache,target=/opt/cache/translated \
     python -m sparkwright.native wheel --line "$LINE" --toolchain /opt/toolchain --units "$UNITS" \
         --jobs "$BUILD_JOBS" --externals "$EXTERNALS"
 
@@ -188,6 +189,7 @@ RUN pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir /whe
 FROM packages AS runtime
 ARG LINE
 ARG UNITS
+ARG EXTERNALS
 RUN --mount=type=bind,from=wheel,source=/opt/sparkwright/build,target=/build \
     --mount=type=bind,from=kernels,source=/opt/sparkwright/build,target=/kernels \
     pip install --quiet --no-cache-dir --no-deps --no-index --no-compile \
@@ -249,4 +251,5 @@ LABEL org.opencontainers.image.title="sparkwright" \
       sparkwright.vllm.commit="${VLLM_COMMIT}" \
       sparkwright.patches="${PATCHES}" \
       sparkwright.pins.sha256="${PINS_SHA256}" \
-      sparkwright.units="${UNITS}"
+      sparkwright.units="${UNITS}" \
+      sparkwright.externals="${EXTERNALS}"

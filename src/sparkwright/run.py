@@ -1,11 +1,14 @@
 """The one way to start another program."""
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from sparkwright.errors import CommandFailedError, UnavailableError
 
@@ -89,6 +92,13 @@ def run_lines(
                 raise
     if process.returncode != 0:
         raise _failure(command, process.returncode, log.read_text(encoding="utf-8", errors="replace"), log)
+
+
+def end_children() -> None:
+    """Tell all that this process started to end: a signal to it alone, unlike Ctrl-C, does not reach them."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
 
 
 def _missing(command: Sequence[str], error: FileNotFoundError) -> UnavailableError:

@@ -82,6 +82,7 @@ def test_its_labels_say_what_it_is(config: dict[str, Any]) -> None:
     assert labels["sparkwright.pins.sha256"] == pins_digest()
     assert labels["sparkwright.patches"].split() == list(series_of(LINE))
     assert labels["sparkwright.units"] == "smoke"
+    assert labels["sparkwright.externals"] == "wheel"
 
 
 def test_what_only_building_needs_stays_there(engine: Engine, image: str, config: dict[str, Any]) -> None:
@@ -113,8 +114,10 @@ def test_a_build_without_arguments_has_the_same_labels(
     """But for the commit, which only ./build.sh knows. Here the last lines of the Dockerfile, above the built image."""
     text = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8")
     tail = text[text.index("\nARG SPARKWRIGHT_VERSION=") :]
-    stage = f"FROM {image}\nARG LINE\nARG UNITS\nARG SPARKWRIGHT_REVISION=\n"
-    (tmp_path / "Dockerfile").write_text(argument_block() + "ARG UNITS=smoke\n" + stage + tail, encoding="utf-8")
+    stage = f"FROM {image}\nARG LINE\nARG UNITS\nARG EXTERNALS\nARG SPARKWRIGHT_REVISION=\n"
+    (tmp_path / "Dockerfile").write_text(
+        argument_block() + "ARG UNITS=smoke\nARG EXTERNALS=wheel\n" + stage + tail, encoding="utf-8"
+    )
     tag = "sparkwright-test:bare"
     engine.docker("buildx", "build", "--load", "--tag", tag, tmp_path)
     try:

@@ -16,7 +16,7 @@ def stage(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (("wheel", "--externals", "source"), 64, "FlashAttention 2 for 12.x needs its repository"),
+        (("wheel", "--externals", "source"), 64, "the source of FlashAttention 2 is in no package index"),
         (("packages",), 64, "name it: --toolchain FOLDER"),
         (("native", "--line", "0.0.1"), 78, "there is no release line 0.0.1"),
         (("native", "--line", "0.16.0"), 78, "unit native cannot be compiled for line 0.16.0"),

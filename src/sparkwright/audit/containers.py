@@ -29,6 +29,8 @@ class RawContainer:
 
     path: str
     pieces: tuple[memoryview, ...]
+    offsets: tuple[int, ...]
+    """Where in the file each piece begins."""
 
 
 @contextlib.contextmanager
@@ -104,21 +106,29 @@ def _container(name: str, file: Path) -> RawContainer:
     with file.open("rb") as stream:
         data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     if bytes(data[:4]) == _FAT_BINARY_MAGIC:
-        return RawContainer(path=name, pieces=tuple(_fat_binaries(data, name)))
+        return _cut(data, name, 0, len(data))
     found = {section.name: section for section in elf.sections(data, name)}
     if elf.is_cubin(data):
-        return RawContainer(path=name, pieces=(data,))
+        return RawContainer(path=name, pieces=(data,), offsets=(0,))
     for wanted in _FAT_BINARY_SECTIONS:
         if wanted in found:
             section = found[wanted]
-            return RawContainer(
-                path=name, pieces=tuple(_fat_binaries(data[section.offset : section.offset + section.size], name))
-            )
-    return RawContainer(path=name, pieces=())
+            return _cut(data, name, section.offset, section.size)
+    return RawContainer(path=name, pieces=(), offsets=())
 
 
-def _fat_binaries(data: memoryview, name: str) -> Iterator[memoryview]:
-    """Cut a run of fat binaries, zero bytes between them, into its members: one for each translation unit."""
+def _cut(data: memoryview, name: str, offset: int, size: int) -> RawContainer:
+    run = data[offset : offset + size]
+    places = tuple(_fat_binaries(run, name))
+    return RawContainer(
+        path=name,
+        pieces=tuple(run[place] for place in places),
+        offsets=tuple(offset + place.start for place in places),
+    )
+
+
+def _fat_binaries(data: memoryview, name: str) -> Iterator[slice]:
+    """Where in a run of fat binaries, zero bytes between them, its members lie: one for each translation unit."""
     at = 0
     while at < len(data):
         if data[at] == 0:
@@ -134,5 +144,5 @@ def _fat_binaries(data: memoryview, name: str) -> Iterator[memoryview]:
                 cause="the copy, download or compilation that made it was interrupted",
                 remedy="make it again",
             )
-        yield data[at:end]
+        yield slice(at, end)
         at = end

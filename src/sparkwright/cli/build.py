@@ -14,6 +14,7 @@ from sparkwright.native import build_report, host
 from sparkwright.native.jobs import default_jobs
 from sparkwright.native.layout import layout
 from sparkwright.native.units import UNITS, unit
+from sparkwright.native.wheel import Externals, choose_externals
 from sparkwright.paths import CHECKOUT
 from sparkwright.pins import Line, default_line, load_line
 from sparkwright.report import note, print_json, print_table
@@ -73,7 +74,6 @@ def build(
         docker_only = {
             "--tag": tag,
             "--with": extra,
-            "--externals": externals,
             "--on": on,
             "--no-cache": no_cache,
             "--network": network,
@@ -82,7 +82,18 @@ def build(
             "--verify-reproducible": verify_reproducible,
         }
         _refuse({name for name, value in docker_only.items() if value}, "builds an image; with --host none is made")
-        _build_on_host(pins, units or "nvfp4", check=check, wheel=wheel, jobs=jobs, dry_run=dry_run, json=json)
+        if externals and not wheel:
+            raise UsageError("--externals is about what goes into a wheel", remedy="give --wheel too, or leave it out")
+        _build_on_host(
+            pins,
+            units or "nvfp4",
+            check=check,
+            wheel=wheel,
+            externals=choose_externals(externals or Externals.WHEEL),
+            jobs=jobs,
+            dry_run=dry_run,
+            json=json,
+        )
         return
     _refuse({name for name, value in (("--check", check), ("--wheel", wheel)) if value}, "belongs to --host")
     if list_images:
@@ -115,13 +126,21 @@ def _refuse(names: set[str], why: str) -> None:
 
 
 def _build_on_host(
-    pins: Line, units: str, *, check: bool, wheel: bool, jobs: int | None, dry_run: bool, json: bool
+    pins: Line,
+    units: str,
+    *,
+    check: bool,
+    wheel: bool,
+    externals: Externals,
+    jobs: int | None,
+    dry_run: bool,
+    json: bool,
 ) -> None:
     if check and wheel:
         raise UsageError("--check compiles nothing, so there is no wheel", remedy="leave one of them out")
     chosen, count = unit("native" if wheel else units), jobs or default_jobs()
     if dry_run:
-        steps = host.plan(pins, None if check else chosen, jobs=count, wheel=wheel)
+        steps = host.plan(pins, None if check else chosen, jobs=count, wheel=wheel, externals=externals)
         if json:
             print_json([{"step": name, "what": what} for name, what in steps])
         else:
@@ -130,7 +149,7 @@ def _build_on_host(
     if check:
         _show_check(host.check(pins), json=json)
         return
-    report = host.build(pins, chosen, jobs=count, wheel=wheel)
+    report = host.build(pins, chosen, jobs=count, wheel=wheel, externals=externals)
     if json:
         print_json(report.to_json())
     else:

@@ -7,7 +7,6 @@ from enum import StrEnum
 from types import FrameType
 from typing import Annotated
 
-import psutil
 import typer
 
 from sparkwright.errors import ConfigurationError, UnavailableError, UsageError
@@ -23,6 +22,7 @@ from sparkwright.image.size import size_report
 from sparkwright.paths import CHECKOUT
 from sparkwright.pins import default_line, load_line
 from sparkwright.report import note, print_json, print_table
+from sparkwright.run import end_children
 
 _DOCKER = "With Docker"
 
@@ -88,8 +88,8 @@ ExternalsOption = Annotated[
     str,
     typer.Option(
         "--externals",
-        help="Where FlashAttention 2 comes from: wheel, the official one of the same release.",
-        rich_help_panel=_DOCKER,
+        help="FlashAttention 2 comes from the official wheel. wheel: as it is, PTX that the driver compiles at first "
+        "use; compiled: with that PTX compiled for 12.1a, about an hour of one core the first time.",
     ),
 ]
 OnOption = Annotated[
@@ -245,8 +245,7 @@ def push(
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     # As Ctrl-C, which reaches the programs that send as well: alone they would go on and finish.
-    for process in psutil.Process().children(recursive=True):
-        process.terminate()
+    end_children()
     raise KeyboardInterrupt
 
 

@@ -149,8 +149,8 @@ def late_compilations(line: Line, ready: set[str]) -> tuple[LateCompilation, ...
             kept_in="vLLM and torch.compile",
         ),
         LateCompilation(
-            what="PTX in libraries without machine code for 12.1 (FlashAttention 2 where it comes from the official "
-            "wheel)",
+            what="PTX in libraries without machine code for 12.1 (FlashAttention 2, unless the image was built with "
+            "--externals compiled)",
             when="a kernel of it is first run; the driver does it",
             kept_in="CUDA driver",
         ),

@@ -29,7 +29,7 @@ from sparkwright.image.record import RELEASED_UNITS, ImageRecord, Layer, Package
 from sparkwright.image.revision import LATEST, REPOSITORY, Revision, read_revision
 from sparkwright.image.sbom import write_sbom
 from sparkwright.image.size import require_size
-from sparkwright.native.wheel import require_externals
+from sparkwright.native.wheel import choose_externals
 from sparkwright.paths import BUILD, CHECKOUT
 from sparkwright.pins import Line
 from sparkwright.report import note
@@ -96,8 +96,7 @@ def plan(request: Request) -> Plan:
     if request.units:
         arguments["UNITS"] = request.units
     if request.externals:
-        require_externals(request.externals)
-        arguments["EXTERNALS"] = request.externals
+        arguments["EXTERNALS"] = choose_externals(request.externals).value
     for override in request.overrides:
         name, separator, value = override.partition("=")
         if not separator or not name.isidentifier():

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sparkwright.errors import CommandFailedError
 from sparkwright.image.docker import Docker
 from sparkwright.image.record import RELEASED_UNITS, Check
+from sparkwright.native.wheel import Externals
 from sparkwright.report import note
 
 LABELS: Final = {
@@ -44,8 +45,9 @@ def check_image(docker: Docker, found: Mapping[str, Any], *, expected: Mapping[s
         "any command runs": lambda: _command(docker, image),
         "runs as any user, read-only": lambda: _as_nobody(docker, image),
     }
-    if (configuration.get("Labels") or {}).get("sparkwright.units") == RELEASED_UNITS:
-        tests["audit of the installed vLLM"] = lambda: _audit(docker, image)
+    labels = configuration.get("Labels") or {}
+    if labels.get("sparkwright.units") == RELEASED_UNITS:
+        tests["audit of the installed vLLM"] = lambda: _audit(docker, image, labels)
     else:
         note("only a part of vLLM was compiled for it: its machine code is not audited, and push.sh will refuse it")
     if "b12x" in expected.get("REQUIREMENTS", ""):
@@ -133,12 +135,14 @@ def _about(docker: Docker, image: str, expected: Mapping[str, str]) -> str:
     return "; ".join(faults)
 
 
-def _audit(docker: Docker, image: str) -> str:
-    # What was compiled here: the official wheel's attention library, which vLLM needs too, holds only PTX for GB10.
+def _audit(docker: Docker, image: str, labels: Mapping[str, str]) -> str:
+    # What was compiled here: as it is, the official wheel's attention library holds only PTX for GB10.
+    files = ["vllm/_C_stable_libtorch.*so", "vllm/_moe_C_stable_libtorch.*so", "flashinfer/data/aot/*/*.so"]
+    if labels.get("sparkwright.externals") == Externals.COMPILED:
+        files.append("vllm/vllm_flash_attn/_vllm_fa2_C.*so")
     script = (
         "packages=$(python -c \"import sysconfig; print(sysconfig.get_path('purelib'))\");"
-        ' exec sparkwright audit "$packages"/vllm/_C_stable_libtorch.*so "$packages"/vllm/_moe_C_stable_libtorch.*so'
-        ' "$packages"/flashinfer/data/aot/*/*.so --require sm121'
+        f' cd "$packages"; exec sparkwright audit {" ".join(files)} --require sm121'
     )
     _run(docker, image, "bash", "-c", script)
     return ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparkwright.errors import SparkwrightError
 from sparkwright.native.stages import STAGES, Stage
 from sparkwright.native.units import UNITS, unit
-from sparkwright.native.wheel import EXTERNALS, require_externals
+from sparkwright.native.wheel import Externals, choose_externals
 from sparkwright.pins import default_line, load_line
 from sparkwright.report import note
 
@@ -24,17 +24,17 @@ def main() -> int:
     parser.add_argument("--units", default="native", choices=UNITS, help="what to compile (default: %(default)s)")
     parser.add_argument("--jobs", default="", help="compilers at once; by default as memory allows")
     parser.add_argument("--modules", default="", help="FlashInfer's modules, separated by commas; by default the list")
-    parser.add_argument("--externals", default=EXTERNALS, help="where FlashAttention 2 comes from: %(default)s")
+    parser.add_argument("--externals", default=Externals.WHEEL.value, help="wheel, or compiled (default: %(default)s)")
     parser.add_argument("--toolchain", type=Path, help="the environment to work with")
     arguments = parser.parse_args()
     try:
-        require_externals(arguments.externals)
         stage = Stage(
             line=load_line(arguments.line or default_line()),
             unit=unit(arguments.units),
             jobs=int(arguments.jobs) if arguments.jobs else None,
             modules=tuple(name for name in arguments.modules.split(",") if name),
             toolchain=arguments.toolchain,
+            externals=choose_externals(arguments.externals),
         )
         STAGES[arguments.stage](stage)
     except SparkwrightError as error:

@@ -32,7 +32,7 @@ from sparkwright.native.preflight import (
 from sparkwright.native.source import cutlass_headers, patch, verify
 from sparkwright.native.toolchain import toolchain
 from sparkwright.native.units import Unit
-from sparkwright.native.wheel import make_wheel
+from sparkwright.native.wheel import Externals, make_wheel
 from sparkwright.patching.engine import Examination, examine, require_no_drift
 from sparkwright.paths import cache
 from sparkwright.pins import Line, host_wheel_kind, load_toolchain
@@ -101,7 +101,9 @@ def check_toolkit(cuda_home: Path) -> Examination:
     return examination
 
 
-def plan(line: Line, unit: Unit | None, *, jobs: int, wheel: bool) -> list[tuple[str, str]]:
+def plan(
+    line: Line, unit: Unit | None, *, jobs: int, wheel: bool, externals: Externals = Externals.WHEEL
+) -> list[tuple[str, str]]:
     """What a build would do, step by step; without a unit, what a check would do."""
     folders = layout(line.name)
     vllm, flashinfer = line.component("vllm"), line.component("flashinfer-python")
@@ -121,7 +123,8 @@ def plan(line: Line, unit: Unit | None, *, jobs: int, wheel: bool) -> list[tuple
         ("audit", "read the machine code and compare it with pins/"),
     ]
     if wheel:
-        steps.append(("wheel", f"make it through vLLM's setup.py in {folders.wheels}"))
+        ahead = " and compile FlashAttention 2's PTX" if externals is Externals.COMPILED else ""
+        steps.append(("wheel", f"make it through vLLM's setup.py in {folders.wheels}{ahead}"))
     return [*steps, ("report", str(folders.report))]
 
 
@@ -133,7 +136,9 @@ def check(line: Line) -> Sources:
         return prepare_sources(line, folders, Stopwatch())
 
 
-def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildReport:
+def build(
+    line: Line, unit: Unit, *, jobs: int, wheel: bool = False, externals: Externals = Externals.WHEEL
+) -> BuildReport:
     """Everything up to the audit, and the wheel when it is asked for; the report is written also when the audit fails.
 
     Raises:
@@ -171,7 +176,15 @@ def build(line: Line, unit: Unit, *, jobs: int, wheel: bool = False) -> BuildRep
         report = replace(report, patches=patches)
         if official_wheel and not failures:
             with watch.step("wheel"):
-                made = make_wheel(line, how, environment, folders, official=(official, official_wheel), jobs=jobs)
+                made = make_wheel(
+                    line,
+                    how,
+                    environment,
+                    folders,
+                    official=(official, official_wheel),
+                    jobs=jobs,
+                    externals=externals,
+                )
             report = replace(report, wheel=made)
         write_json(folders.report, report.to_json())
     raise_on(failures)

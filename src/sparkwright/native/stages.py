@@ -30,7 +30,7 @@ from sparkwright.native.preflight import check_compiler
 from sparkwright.native.prepare import prepare
 from sparkwright.native.source import cutlass_headers, patch, verify
 from sparkwright.native.units import Unit
-from sparkwright.native.wheel import make_wheel, take_wheel
+from sparkwright.native.wheel import Externals, make_wheel, take_wheel
 from sparkwright.paths import CHECKOUT
 from sparkwright.pins import Line, host_wheel_kind
 from sparkwright.report import note
@@ -53,6 +53,8 @@ class Stage:
     """Compilers at once; as memory allows when it is None."""
     modules: tuple[str, ...] = ()
     """FlashInfer's modules to compile; all of the list when none is named."""
+    externals: Externals = Externals.WHEEL
+    """What becomes of the PTX of projects that are not compiled here."""
     toolchain: Path | None = None
     """An environment with the locked packages; without one it is made in the cache, as on a host."""
 
@@ -142,11 +144,19 @@ def make_wheel_of(stage: Stage) -> None:
             ccache=find_ccache(),
         )
         made = make_wheel(
-            stage.line, how, environment, stage.folders, official=official, jobs=stage.jobs or default_jobs()
+            stage.line,
+            how,
+            environment,
+            stage.folders,
+            official=official,
+            jobs=stage.jobs or default_jobs(),
+            externals=stage.externals,
         )
     else:
         note(f"unit {stage.unit.name} links no library: all of them are the official wheel's. NOT FOR USE on a Spark")
-        made = take_wheel(stage.line, stage.vllm, environment, stage.folders, official=official)
+        made = take_wheel(
+            stage.line, stage.vllm, environment, stage.folders, official=official, externals=stage.externals
+        )
     print(f"{made.path} {made.size} sha256:{made.sha256}")
 
 

@@ -5,15 +5,18 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from sparkwright.audit.target import Target
 from sparkwright.errors import BuildFailedError, CommandFailedError, ConfigurationError, UsageError
 from sparkwright.files import sha256_file, write_json
 from sparkwright.native.configure import BUILD_TYPE, RECORD, Configuration
 from sparkwright.native.environment import BuildEnvironment
 from sparkwright.native.layout import Layout
+from sparkwright.native.translate import add_machine_code
 from sparkwright.patching.receipt import RECEIPT, read_receipt
 from sparkwright.paths import CHECKOUT
 from sparkwright.pins import Line, PinnedFile
@@ -24,9 +27,16 @@ OFFICIAL: Final = "official"
 """What the version says besides, when the libraries are not compiled here."""
 RUST_FRONTEND: Final = "vllm/vllm-rs"
 LINKED: Final = "vLLM's own extensions"
-EXTERNALS: Final = "wheel"
-"""Where the external projects come from: the official wheel of the same release."""
 EXTENSIONS: Final = ("_C_stable_libtorch", "_moe_C_stable_libtorch", "cumem_allocator", "fs_io_C", "spinloop")
+
+
+class Externals(StrEnum):
+    """What becomes of the external projects, which come from the official wheel of the same release."""
+
+    WHEEL = "wheel"
+    """They stay as they are: the driver compiles what is PTX at first use."""
+    COMPILED = "compiled"
+    """That PTX is compiled here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +52,7 @@ PARTS: Final = (
     Part(
         name="FlashAttention 2 and 4",
         files=("vllm/vllm_flash_attn/_vllm_fa2_C.*", "vllm/vllm_flash_attn/*.py"),
-        why="without it no model module imports on CUDA; on GB10 the driver compiles its PTX at first use",
+        why="without it no model module imports on CUDA",
     ),
     Part(name="Rust front end", files=(RUST_FRONTEND,), why="its crates cannot be pinned through a package index"),
     Part(name="DeepGEMM", files=("vllm/third_party/deep_gemm/*",), why="host code; it compiles kernels at run time"),
@@ -51,19 +61,23 @@ PARTS: Final = (
 )
 
 
-def require_externals(chosen: str) -> None:
-    """Refuse to take the external projects from elsewhere.
+def choose_externals(chosen: str) -> Externals:
+    """What a user chose for the external projects.
 
     Raises:
-        UsageError: something else was chosen.
+        UsageError: it is none of the choices.
     """
-    if chosen != EXTERNALS:
+    try:
+        return Externals(chosen)
+    except ValueError as error:
         raise UsageError(
-            f"EXTERNALS={chosen} cannot be built",
-            cause="FlashAttention 2 for 12.x needs its repository, which no package index carries, and a lean build"
-            " leaves its CMake project out",
-            remedy=f"EXTERNALS={EXTERNALS} takes it from the official wheel; the driver compiles it once, at first use",
-        )
+            f"EXTERNALS={chosen} is not known",
+            cause="the source of FlashAttention 2 is in no package index, and a lean build leaves its CMake project out"
+            if chosen == "source"
+            else "",
+            remedy=f"{Externals.WHEEL} takes it from the official wheel, whose PTX the driver compiles at first use; "
+            f"{Externals.COMPILED} compiles that PTX for GB10 during the build",
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +112,7 @@ def make_wheel(
     *,
     official: tuple[PinnedFile, Path],
     jobs: int,
+    externals: Externals = Externals.WHEEL,
 ) -> Wheel:
     """Make the wheel through vLLM's setup.py on top of a compiled build folder, and add what a lean build leaves out.
 
@@ -125,6 +140,7 @@ def make_wheel(
             names = [name for name in select(part, package.namelist()) if name not in ours]
             _extract(package, names, tree)
             size = sum(package.getinfo(name).file_size for name in names)
+            compiled = _compile_ptx(tree, names, line, environment) if externals is Externals.COMPILED else ()
             origins.append(
                 Origin(
                     part=part.name,
@@ -132,7 +148,7 @@ def make_wheel(
                     sha256=pinned.sha256,
                     files=len(names),
                     size=size,
-                    why=part.why,
+                    why="; ".join((part.why, *compiled)),
                 )
             )
     _add_provenance(tree, how.source, origins)
@@ -148,6 +164,7 @@ def take_wheel(
     folders: Layout,
     *,
     official: tuple[PinnedFile, Path],
+    externals: Externals = Externals.WHEEL,
 ) -> Wheel:
     """The official wheel with the patched Python of `source`: for builds that compile too little to link a library.
 
@@ -166,10 +183,12 @@ def take_wheel(
     tree = scratch / new
     with zipfile.ZipFile(archive) as package:
         names = [name for name in package.namelist() if not name.endswith("/")]
+        parts = {name for part in PARTS for name in select(part, names)}
         extensions = [Part(name=LINKED, files=(f"vllm/{name}.*",), why="") for name in EXTENSIONS]
-        taken = {name for part in (*PARTS, *extensions) for name in select(part, names)}
+        taken = parts | {name for part in extensions for name in select(part, names)}
         taken |= {name for name in names if _is_python_of_ours(name, source) or name.startswith(f"{old}.dist-info/")}
         _extract(package, sorted(taken), tree)
+    compiled = _compile_ptx(tree, sorted(parts), line, environment) if externals is Externals.COMPILED else ()
     replaced = [path for path in _patched_files(source) if (source / path).is_file() and path.startswith("vllm/")]
     for path in replaced:
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -178,13 +197,25 @@ def take_wheel(
     described = (metadata / "METADATA").read_text(encoding="utf-8")
     described = described.replace(f"\nVersion: {line.name}\n", f"\nVersion: {new.removeprefix('vllm-')}\n", 1)
     (metadata / "METADATA").write_text(described, encoding="utf-8")
-    why = "nothing was linked here: the whole official wheel, with patched Python"
+    why = "; ".join(("nothing was linked here: the whole official wheel, with patched Python", *compiled))
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
     origins = (Origin(part="vLLM", source=pinned.name, sha256=pinned.sha256, files=len(taken), size=size, why=why),)
     _add_provenance(tree, source, origins)
     made = _pack(tree, environment, folders, origins, log)
     shutil.rmtree(scratch)
     return made
+
+
+def _compile_ptx(tree: Path, names: Sequence[str], line: Line, environment: BuildEnvironment) -> tuple[str, ...]:
+    """Compile the PTX in these files of the official wheel; for each library that had some, what became of it."""
+    target = Target.parse(f"sm_{line.arch_list[0].replace('.', '')}")
+    libraries = [name for name in names if name.endswith(".so")]
+    counts = {name: add_machine_code(tree / name, target, cuda_home=environment.cuda_home) for name in libraries}
+    return tuple(
+        f"{count} modules of PTX in {PurePosixPath(name).name} compiled here for {target}"
+        for name, count in counts.items()
+        if count
+    )
 
 
 def _is_python_of_ours(name: str, source: Path) -> bool:
