@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkwright.audit import Requirement, audit, check
+from sparkwright.audit import Readiness, Requirement, audit, check
 from sparkwright.native import host
 from sparkwright.native.build_report import BuildReport
 from sparkwright.native.compiler import host_compiler
@@ -20,7 +20,7 @@ from sparkwright.native.environment import build_environment, locked_environment
 from sparkwright.native.jobs import default_jobs
 from sparkwright.native.layout import layout
 from sparkwright.native.units import unit
-from sparkwright.native.wheel import PARTS, Wheel
+from sparkwright.native.wheel import PARTS, Externals, Wheel
 from sparkwright.paths import CHECKOUT
 from sparkwright.pins import load_line
 from sparkwright.run import run
@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.compiles, pytest.mark.long, pytest.mark.timeout(7200)]
 
 LINE = load_line("0.33.0")
 FOLDERS = layout(LINE.name)
+FA2 = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 EXTENSIONS = ("_C_stable_libtorch", "_moe_C_stable_libtorch", "cumem_allocator", "fs_io_C", "spinloop")
 
 
@@ -114,3 +115,15 @@ def test_the_report_keeps_where_everything_came_from(wheel: Wheel) -> None:
         names = package.namelist()
         assert any(name.endswith(".dist-info/sparkwright/origins.json") for name in names)
         assert any(name.endswith(".dist-info/sparkwright/patches.json") for name in names)
+
+
+def test_with_its_ptx_compiled_the_whole_wheel_is_for_gb10(wheel: Wheel) -> None:
+    """The one library of the official wheel that only has PTX is the attention library."""
+    assert FA2 in {failure.path for failure in check(audit(CHECKOUT / wheel.path), [Requirement.SM121])}
+    made = host.build(LINE, unit("native"), jobs=default_jobs(), wheel=True, externals=Externals.COMPILED).wheel
+    assert made
+    facts = audit(CHECKOUT / made.path)
+    assert check(facts, [Requirement.SM121]) == []
+    assert {one.path for one in facts.containers if one.translation_units()[Readiness.JIT]} == set()
+    told = {origin.part: origin.why for origin in made.origins}
+    assert "76 modules of PTX in _vllm_fa2_C.abi3.so compiled here for sm_121a" in told["FlashAttention 2 and 4"]

@@ -1,5 +1,6 @@
 """PTX in a finished library, compiled ahead: what changes in the library, what does not, and what is refused."""
 
+import os
 import re
 import shlex
 import zipfile
@@ -20,6 +21,7 @@ from sparkwright.sources import fetch
 pytestmark = [pytest.mark.sources, pytest.mark.compiles, pytest.mark.timeout(600)]
 
 GB10 = Target.parse("sm_121a")
+JOBS = len(os.sched_getaffinity(0))
 FA2 = "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"
 KERNELS = """
 __global__ void {name}_scale(float* x, float by) {{ x[threadIdx.x] *= by; }}
@@ -78,7 +80,7 @@ def test_only_what_the_driver_would_compile_gets_machine_code(library: Path, ori
     assert states(library) == [Readiness.JIT, Readiness.NATIVE, Readiness.NONE]
     with open_containers(library) as (container,):
         begin, room = container.offsets[0], len(container.pieces[0])
-    assert add_machine_code(library, GB10, cuda_home=cuda_home) == 1
+    assert add_machine_code(library, GB10, cuda_home=cuda_home, jobs=JOBS) == 1
     assert states(library) == [Readiness.NATIVE, Readiness.NATIVE, Readiness.NONE]
     unit = audit(library).containers[0].fat_binaries[0]
     assert unit.sass == ("sm_121a",)
@@ -95,12 +97,12 @@ def test_only_what_the_driver_would_compile_gets_machine_code(library: Path, ori
 
 
 def test_what_is_done_is_not_done_again(library: Path, original: Path, tmp_path: Path, cuda_home: Path) -> None:
-    assert add_machine_code(library, GB10, cuda_home=cuda_home) == 1
+    assert add_machine_code(library, GB10, cuda_home=cuda_home, jobs=JOBS) == 1
     assert compiled(tmp_path) == 1
     done = library.read_bytes()
-    assert add_machine_code(library, GB10, cuda_home=cuda_home) == 0
+    assert add_machine_code(library, GB10, cuda_home=cuda_home, jobs=JOBS) == 0
     library.write_bytes(original.read_bytes())
-    assert add_machine_code(library, GB10, cuda_home=cuda_home) == 1
+    assert add_machine_code(library, GB10, cuda_home=cuda_home, jobs=JOBS) == 1
     assert compiled(tmp_path) == 0, "it came from the cache"
     assert library.read_bytes() == done
 
@@ -113,7 +115,7 @@ def test_machine_code_that_does_not_fit_is_refused(cuda_home: Path, tmp_path: Pa
     run([cuda_home / "bin" / "nvcc", *only_ptx, source, "-o", library])
     before = library.read_bytes()
     with pytest.raises(BuildFailedError, match="does not fit where it has to go"):
-        add_machine_code(library, GB10, cuda_home=cuda_home)
+        add_machine_code(library, GB10, cuda_home=cuda_home, jobs=JOBS)
     assert library.read_bytes() == before
 
 
@@ -142,14 +144,14 @@ def test_other_machine_code_than_the_ptx_says_is_refused(
     spoilt = toolkit(f'{without_one} "${{@: -3:1}}" >{other}; exec {ptxas} "${{@:1:$#-3}}" {other} "${{@: -2}}"')
     before = library.read_bytes()
     with pytest.raises(AuditFailedError, match="1 kernels for sm_121a, not 2 for sm_121a"):
-        add_machine_code(library, GB10, cuda_home=spoilt)
+        add_machine_code(library, GB10, cuda_home=spoilt, jobs=JOBS)
     assert library.read_bytes() == before
 
 
 def test_a_compiler_that_fails_is_told(library: Path, toolkit: Callable[[str], Path]) -> None:
     before = library.read_bytes()
     with pytest.raises(BuildFailedError, match=r"(?s)could not be compiled for sm_121a.*out of registers") as error:
-        add_machine_code(library, GB10, cuda_home=toolkit("echo out of registers >&2; exit 1"))
+        add_machine_code(library, GB10, cuda_home=toolkit("echo out of registers >&2; exit 1"), jobs=JOBS)
     assert "--externals wheel" in str(error.value)
     assert library.read_bytes() == before
 
@@ -176,7 +178,7 @@ def test_a_module_of_flash_attention(tmp_path: Path, cuda_home: Path, monkeypatc
     run(["g++", "-shared", assembly, "-o", library])
     assert states(library) == [Readiness.JIT]
     monkeypatch.setenv("SPARKWRIGHT_CACHE", str(tmp_path / "cache"))
-    assert add_machine_code(library, GB10, cuda_home=cuda_home) == 1
+    assert add_machine_code(library, GB10, cuda_home=cuda_home, jobs=JOBS) == 1
     assert check(audit(library), [Requirement.SM121]) == []
     with open_containers(library) as (container,):
         (tmp_path / "new.fatbin").write_bytes(container.pieces[0])
@@ -193,6 +195,6 @@ def test_all_of_flash_attention(tmp_path: Path, cuda_home: Path, monkeypatch: py
     library = flash_attention(tmp_path)
     modules = states(library)
     assert set(modules) == {Readiness.JIT}
-    assert add_machine_code(library, GB10, cuda_home=cuda_home) == len(modules)
+    assert add_machine_code(library, GB10, cuda_home=cuda_home, jobs=JOBS) == len(modules)
     assert set(states(library)) == {Readiness.NATIVE}
     assert check(audit(library), [Requirement.SM121]) == []

@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any, Final, cast
 
@@ -53,13 +53,19 @@ def compare(docker: Docker, record: ImageRecord, again: str) -> list[tuple[str, 
 
 
 def differing(one: Files, other: Files) -> str:
-    """In words, what two layers differ in."""
+    """In words, what two layers differ in: the files with another content, else those with another time."""
     names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    only_times = all(name in one and name in other and one[name][::2] == other[name][::2] for name in names)
-    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     if not names:
         return "the order or the attributes of its files"
-    return f"the times of {listed}" if only_times else listed
+    changed = [name for name in names if one.get(name, ())[::2] != other.get(name, ())[::2]]
+    if not changed:
+        return f"the times of {_listed(names)}"
+    touched = len(names) - len(changed)
+    return _listed(changed) + (f"; the times of {touched} more" if touched else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _read(docker: Docker, image: Mapping[str, Any], layers: set[str]) -> tuple[dict[str, Files], list[str]]:

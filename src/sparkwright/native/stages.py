@@ -133,7 +133,7 @@ def make_wheel_of(stage: Stage) -> None:
     """The wheel; of a unit that links no libraries they are the official wheel's, and no GB10 code is in it."""
     environment, _ = _environment(stage)
     file = stage.line.component("vllm").file(host_wheel_kind())
-    official = (file, fetch(file))
+    official, jobs = (file, fetch(file)), stage.jobs or default_jobs()
     if stage.unit.libraries:
         how = configuration(
             line=stage.line,
@@ -149,13 +149,19 @@ def make_wheel_of(stage: Stage) -> None:
             environment,
             stage.folders,
             official=official,
-            jobs=stage.jobs or default_jobs(),
+            jobs=jobs,
             externals=stage.externals,
         )
     else:
         note(f"unit {stage.unit.name} links no library: all of them are the official wheel's. NOT FOR USE on a Spark")
         made = take_wheel(
-            stage.line, stage.vllm, environment, stage.folders, official=official, externals=stage.externals
+            stage.line,
+            stage.vllm,
+            environment,
+            stage.folders,
+            official=official,
+            jobs=jobs,
+            externals=stage.externals,
         )
     print(f"{made.path} {made.size} sha256:{made.sha256}")
 

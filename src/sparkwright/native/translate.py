@@ -22,13 +22,10 @@ from sparkwright.errors import AuditFailedError, BuildFailedError, CommandFailed
 from sparkwright.files import sha256_bytes, write_atomic
 from sparkwright.native import measure
 from sparkwright.native.compile import compile_progress, read_measurements
-from sparkwright.native.jobs import default_jobs
 from sparkwright.paths import cache
 from sparkwright.report import note
 from sparkwright.run import end_children, run
 
-PEAK: Final = 1_000_000_000
-"""Bytes that ptxas takes at most for one module of FlashAttention 2."""
 _SECONDS_PER_BYTE: Final = 12e-6
 """CPU seconds for a byte of fat binary: about what FlashAttention 2 takes on x86-64."""
 _INSTEAD: Final = "leave its PTX to the driver: --externals wheel"
@@ -49,7 +46,7 @@ class Tools:
         return self.cuda_home / "bin" / name
 
 
-def add_machine_code(library: Path, target: Target, *, cuda_home: Path, jobs: int | None = None) -> int:
+def add_machine_code(library: Path, target: Target, *, cuda_home: Path, jobs: int) -> int:
     """Compile what the driver would compile on GB10, in place; the number of modules that got machine code.
 
     Modules that hold code for GB10, or nothing that it can compile, stay as they are. What was compiled is kept in the
@@ -62,7 +59,7 @@ def add_machine_code(library: Path, target: Target, *, cuda_home: Path, jobs: in
     tools = Tools(cuda_home=cuda_home, target=target, disassembler=find_disassembler())
     with open_containers(library) as (container,):
         places = dict(zip(container.offsets, container.pieces, strict=True))
-        made = _compile_all(places, tools, name=library.name, jobs=jobs or default_jobs(peak=PEAK))
+        made = _compile_all(places, tools, name=library.name, jobs=jobs)
         content = bytearray(library.read_bytes())
         for offset, path in made.items():
             room = len(places[offset])

@@ -140,7 +140,7 @@ def make_wheel(
             names = [name for name in select(part, package.namelist()) if name not in ours]
             _extract(package, names, tree)
             size = sum(package.getinfo(name).file_size for name in names)
-            compiled = _compile_ptx(tree, names, line, environment) if externals is Externals.COMPILED else ()
+            compiled = _compile_ptx(tree, names, line, environment, jobs) if externals is Externals.COMPILED else ()
             origins.append(
                 Origin(
                     part=part.name,
@@ -164,6 +164,7 @@ def take_wheel(
     folders: Layout,
     *,
     official: tuple[PinnedFile, Path],
+    jobs: int,
     externals: Externals = Externals.WHEEL,
 ) -> Wheel:
     """The official wheel with the patched Python of `source`: for builds that compile too little to link a library.
@@ -188,7 +189,7 @@ def take_wheel(
         taken = parts | {name for part in extensions for name in select(part, names)}
         taken |= {name for name in names if _is_python_of_ours(name, source) or name.startswith(f"{old}.dist-info/")}
         _extract(package, sorted(taken), tree)
-    compiled = _compile_ptx(tree, sorted(parts), line, environment) if externals is Externals.COMPILED else ()
+    compiled = _compile_ptx(tree, sorted(parts), line, environment, jobs) if externals is Externals.COMPILED else ()
     replaced = [path for path in _patched_files(source) if (source / path).is_file() and path.startswith("vllm/")]
     for path in replaced:
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -206,11 +207,14 @@ def take_wheel(
     return made
 
 
-def _compile_ptx(tree: Path, names: Sequence[str], line: Line, environment: BuildEnvironment) -> tuple[str, ...]:
+def _compile_ptx(
+    tree: Path, names: Sequence[str], line: Line, environment: BuildEnvironment, jobs: int
+) -> tuple[str, ...]:
     """Compile the PTX in these files of the official wheel; for each library that had some, what became of it."""
     target = Target.parse(f"sm_{line.arch_list[0].replace('.', '')}")
     libraries = [name for name in names if name.endswith(".so")]
-    counts = {name: add_machine_code(tree / name, target, cuda_home=environment.cuda_home) for name in libraries}
+    home = environment.cuda_home
+    counts = {name: add_machine_code(tree / name, target, cuda_home=home, jobs=jobs) for name in libraries}
     return tuple(
         f"{count} modules of PTX in {PurePosixPath(name).name} compiled here for {target}"
         for name, count in counts.items()

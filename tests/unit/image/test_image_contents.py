@@ -203,5 +203,6 @@ def test_what_differs_between_two_builds_is_named() -> None:
     one = {"a": (1, 5, "x"), "b": (1, 5, "y")}
     assert differing(one, one | {"a": (1, 6, "x")}) == "the times of a"
     assert differing(one, one | {"a": (1, 6, "z"), "c": (1, 5, "x")}) == "a, c"
+    assert differing(one, {"a": (1, 6, "x"), "b": (1, 5, "z")}) == "b; the times of 1 more"
     assert differing(one, dict(one)) == "the order or the attributes of its files"
     assert "and 3 more" in differing({}, {str(number): (1, 1, "x") for number in range(15)})
