@@ -29,7 +29,7 @@ FROM ${BASE_IMAGE} AS base
 SHELL ["/bin/bash", "-Eeuo", "pipefail", "-c"]
 ARG APT_SNAPSHOT
 # Releases are those of the archive's snapshot, where it has one for the architecture (pins/base.toml). ca-certificates
-# comes first, because a snapshot is served by HTTPS. Logs and the linker's notes go: they differ with each build.
+# comes first, because a snapshot is served by HTTPS. Logs and caches go: they differ with each build.
 # hadolint ignore=DL3008
 RUN export DEBIAN_FRONTEND=noninteractive; \
     apt-get update -qq; \
@@ -37,7 +37,7 @@ RUN export DEBIAN_FRONTEND=noninteractive; \
     apt-get update -qq -o APT::Snapshot="$APT_SNAPSHOT"; \
     apt-get install -qq --no-install-recommends -o APT::Snapshot="$APT_SNAPSHOT" \
         g++ ibverbs-providers iproute2 libibverbs1 libnuma1 librdmacm1 python3 python3-dev python3-venv; \
-    rm -rf /var/lib/apt/lists/* /var/log/*.log /var/log/apt/* /var/cache/ldconfig/*; \
+    rm -rf /var/cache/apt/*.bin /var/cache/ldconfig/* /var/lib/apt/lists/* /var/log/*.log /var/log/apt/*; \
     g++ --version; python3 --version
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 
@@ -145,7 +145,10 @@ COPY cuda_headers /opt/sparkwright/cuda_headers
 
 # What is locked, in layers by how often it changes, each installed again only when it has changed.
 FROM base AS packages
-RUN python3 -m venv /opt/venv; /opt/venv/bin/python --version
+# pip's bytecode holds the time of its files.
+RUN python3 -m venv /opt/venv; \
+    find /opt/venv -name __pycache__ -prune -exec rm -r {} +; \
+    /opt/venv/bin/python --version
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=layers,source=/layers/cuda,target=/layer \
     python3 /layer/install_layer.py /layer /opt/venv

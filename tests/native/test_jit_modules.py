@@ -142,6 +142,10 @@ def test_flashinfer_describes_every_listed_module(installation: Installation) ->
         jit_build.describe(environment, [renamed], variables)
 
 
+def without_cost(module: jit_build.ModuleReport) -> jit_build.ModuleReport:
+    return module.model_copy(update={"compiled": False, "objects": 0, "cpu_seconds": 0.0, "peak_mb": 0})
+
+
 def test_a_module_is_compiled_audited_and_installed(installation: Installation, norm: jit_build.JitReport) -> None:
     (one,) = norm.modules
     assert (one.name, one.compiled, one.objects, one.targets) == ("norm", True, 2, ("sm_121a",))
@@ -149,7 +153,9 @@ def test_a_module_is_compiled_audited_and_installed(installation: Installation, 
     assert one.peak_mb > 100
     (ready,) = built(installation.site / "flashinfer" / "data" / "aot")
     assert (ready.name, ready.size) == ("norm", one.size)
-    assert jit_build.read_report(ready.path.parent.parent) == norm
+    stored = jit_build.read_report(ready.path.parent.parent)
+    assert stored
+    assert stored.modules == (without_cost(one),), "what was measured would differ with each build of an image"
 
 
 def test_it_loads_without_a_compiler_and_a_missing_one_says_so(
@@ -176,7 +182,7 @@ def test_what_is_up_to_date_is_kept_and_what_was_lost_is_linked_again(
 ) -> None:
     work = installation.scratch / "work"
     again = jit_build.build(LINE, NORM, python=installation.python, work=work)
-    assert again.modules == tuple(one.model_copy(update={"compiled": False}) for one in norm.modules)
+    assert again.modules == tuple(without_cost(one) for one in norm.modules)
     library = libraries_of(installation, "norm") / "norm.so"
     library.write_bytes(library.read_bytes()[:-1])
     repaired = jit_build.build(LINE, NORM, python=installation.python, work=work)

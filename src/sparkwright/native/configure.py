@@ -21,6 +21,8 @@ BUILD_TYPE: Final = "Release"
 FLAGS: Final = "-O2 -DNDEBUG"
 """Upstream's optimisation without its -g: debug information is four fifths of a library and binds the entries of the
 compiler cache to one folder. CMake's own flags for Release have -O3, which takes GCC minutes for Marlin's host code."""
+STRIP: Final = "--strip-all"
+"""For the linker: the symbols that no program needs hold names of nvcc's temporary files, which differ each time."""
 _READ_BY_CMAKE: Final = (
     "CUDA_HOME",
     "CUDAHOSTCXX",
@@ -29,7 +31,11 @@ _READ_BY_CMAKE: Final = (
     "TORCH_CUDA_ARCH_LIST",
     "VLLM_CUTLASS_SRC_DIR",
 )
-_FLAG_VARIABLES: Final = ("CMAKE_CXX_FLAGS_RELEASE", "CMAKE_CUDA_FLAGS_RELEASE")
+_INITIAL_VALUES: Final = {
+    "CMAKE_CXX_FLAGS_RELEASE": FLAGS,
+    "CMAKE_CUDA_FLAGS_RELEASE": FLAGS,
+    "CMAKE_MODULE_LINKER_FLAGS_RELEASE": f"-Wl,{STRIP}",
+}
 RECORD: Final = "sparkwright-configured.json"
 """In the build folder: how it was configured. Whoever configures it in another way removes this."""
 
@@ -48,7 +54,9 @@ class Configuration:
     def digest(self) -> str:
         """Changes when CMake has to be called again; edits of CMake files are noticed by ninja itself."""
         relevant = {name: self.variables.get(name) for name in _READ_BY_CMAKE}
-        return sha256_bytes(json.dumps([str(self.source), self.arguments, FLAGS, relevant], sort_keys=True).encode())
+        return sha256_bytes(
+            json.dumps([str(self.source), self.arguments, _INITIAL_VALUES, relevant], sort_keys=True).encode()
+        )
 
 
 def find_ccache() -> Path | None:
@@ -120,7 +128,8 @@ def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> b
     if (how.build / "build.ninja").is_file() and record.is_file() and json.loads(record.read_text()) == wanted:
         return False
     # A file, because setup.py splits the arguments it is given at white space.
-    write_atomic(how.initial_cache, "".join(f'set({name} "{FLAGS}" CACHE STRING "")\n' for name in _FLAG_VARIABLES))
+    lines = [f'set({name} "{value}" CACHE STRING "")\n' for name, value in _INITIAL_VALUES.items()]
+    write_atomic(how.initial_cache, "".join(lines))
     record.unlink(missing_ok=True)
     nvcc = environment.cuda_home / "bin" / "nvcc"
     _forget_other_compiler(how.build, nvcc)

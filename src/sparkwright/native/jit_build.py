@@ -18,6 +18,7 @@ from sparkwright.files import exclusive_lock, explain_write_errors, sha256_bytes
 from sparkwright.native import flashinfer_specs, measure
 from sparkwright.native.compile import Measurement, compile_progress, read_measurements, run_ninja
 from sparkwright.native.compiler import host_compiler
+from sparkwright.native.configure import STRIP
 from sparkwright.native.cuda_home import add_driver_stub, compose
 from sparkwright.native.environment import BuildEnvironment, site_packages
 from sparkwright.native.jit_modules import REPORT, JitModule
@@ -33,6 +34,7 @@ from sparkwright.run import run
 
 SMALL_MB: Final = 2000
 """Modules whose compilers stay below this are compiled together, as many at once as the cores allow."""
+_OF_ONE_RUN: Final = {"objects", "cpu_seconds", "peak_mb", "compiled"}
 _ROOM: Final = 2_000_000_000
 _OUTPUT: Final = re.compile(r" -o (\S+)")
 
@@ -47,10 +49,11 @@ class ModuleReport(BaseModel):
     """Digest of everything that decides its content: FlashInfer with its patches, the compiler, the architecture."""
     sha256: str
     size: int
-    objects: int
-    cpu_seconds: float
-    peak_mb: int
-    compiled: bool
+    objects: int = 0
+    """How many were compiled by this run; what it cost and how many there were is not stored beside a module."""
+    cpu_seconds: float = 0.0
+    peak_mb: int = 0
+    compiled: bool = False
     targets: tuple[str, ...]
     fp4_mma: int
     e2m1_convert: int
@@ -209,6 +212,7 @@ def _variables(line: Line, place: Path) -> dict[str, str]:
         "FLASHINFER_WORKSPACE_BASE": str(place),
         "FLASHINFER_CUDA_ARCH_LIST": " ".join(line.arch_list),
         "FLASHINFER_NVCC_LAUNCHER": shlex.join(launcher),
+        "FLASHINFER_EXTRA_LDFLAGS": f"-Xlinker {STRIP}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
@@ -291,7 +295,8 @@ def _write_report(folder: Path, report: JitReport) -> None:
     ]
     if report.modules or others:
         everything = report.model_copy(update={"modules": (*others, *report.modules)})
-        write_json(folder / REPORT, everything.model_dump(mode="json"))
+        # The same modules give the same file, so that an image can be compared with another build of it.
+        write_json(folder / REPORT, everything.model_dump(mode="json", exclude={"modules": {"__all__": _OF_ONE_RUN}}))
 
 
 def _install(library: Path, target: Path) -> None:
