@@ -31,11 +31,7 @@ _READ_BY_CMAKE: Final = (
     "TORCH_CUDA_ARCH_LIST",
     "VLLM_CUTLASS_SRC_DIR",
 )
-_INITIAL_VALUES: Final = {
-    "CMAKE_CXX_FLAGS_RELEASE": FLAGS,
-    "CMAKE_CUDA_FLAGS_RELEASE": FLAGS,
-    "CMAKE_MODULE_LINKER_FLAGS_RELEASE": f"-Wl,{STRIP}",
-}
+_FLAG_VARIABLES: Final = ("CMAKE_CXX_FLAGS_RELEASE", "CMAKE_CUDA_FLAGS_RELEASE")
 RECORD: Final = "sparkwright-configured.json"
 """In the build folder: how it was configured. Whoever configures it in another way removes this."""
 
@@ -54,9 +50,7 @@ class Configuration:
     def digest(self) -> str:
         """Changes when CMake has to be called again; edits of CMake files are noticed by ninja itself."""
         relevant = {name: self.variables.get(name) for name in _READ_BY_CMAKE}
-        return sha256_bytes(
-            json.dumps([str(self.source), self.arguments, _INITIAL_VALUES, relevant], sort_keys=True).encode()
-        )
+        return sha256_bytes(json.dumps([str(self.source), self.arguments, FLAGS, relevant], sort_keys=True).encode())
 
 
 def find_ccache() -> Path | None:
@@ -104,6 +98,7 @@ def configuration(
             f"-DCUTLASS_TOOLS_UTIL_INCLUDE_DIR={cutlass / 'tools' / 'util' / 'include'}",
             f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launch}",
             f"-DCMAKE_CXX_COMPILER_LAUNCHER={launch}",
+            f"-DCMAKE_MODULE_LINKER_FLAGS_RELEASE=-Wl,{STRIP}",
             "-DCMAKE_SUPPRESS_DEVELOPER_WARNINGS=ON",
         ),
         variables=environment.variables(
@@ -128,8 +123,7 @@ def configure(how: Configuration, environment: BuildEnvironment, log: Path) -> b
     if (how.build / "build.ninja").is_file() and record.is_file() and json.loads(record.read_text()) == wanted:
         return False
     # A file, because setup.py splits the arguments it is given at white space.
-    lines = [f'set({name} "{value}" CACHE STRING "")\n' for name, value in _INITIAL_VALUES.items()]
-    write_atomic(how.initial_cache, "".join(lines))
+    write_atomic(how.initial_cache, "".join(f'set({name} "{FLAGS}" CACHE STRING "")\n' for name in _FLAG_VARIABLES))
     record.unlink(missing_ok=True)
     nvcc = environment.cuda_home / "bin" / "nvcc"
     _forget_other_compiler(how.build, nvcc)
