@@ -20,7 +20,7 @@ from sparkwright.run import run
 
 COMPILER_OPTIONS: Final = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 """Variables through which flags reach nvcc behind the build's back; an -arch there breaks GB10 code."""
-_KEPT: Final = ("HOME", "TMPDIR", "LANG", "LC_ALL", "USER", "CXX")
+_KEPT: Final = ("HOME", "TMPDIR", "LANG", "LC_ALL", "USER", "CXX", "SOURCE_DATE_EPOCH")
 _COMPLETE: Final = "sparkwright.json"
 
 
