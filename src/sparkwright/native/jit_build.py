@@ -122,7 +122,7 @@ def build(
         reports, failures = [], []
         for module in modules:
             if old := kept.get(module.name):
-                reports.append(old.model_copy(update={"compiled": False}))
+                reports.append(old)
                 continue
             (one,) = (one for one in described.modules if one.name == module.name)
             facts = audit(one.library)

@@ -154,6 +154,7 @@ def _compile(piece: memoryview, made: Path, tools: Tools, measurements: Path, na
 
 
 def _prove(fat_binary: Path, entries: int, tools: Tools, name: str) -> None:
+    """Make sure that it holds machine code for the target alone, with as many kernels as the PTX has entries."""
     found = inspect(memoryview(fat_binary.read_bytes()), name, tools.disassembler)
     kernels = found.code.kernels if found.code else 0
     if found.sass != (str(tools.target),) or found.readiness is not Readiness.NATIVE or kernels != entries:
