@@ -24,6 +24,11 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def gigabytes(count: float) -> str:
+    """Bytes in decimal gigabytes, for people."""
+    return f"{count / 1e9:,.2f} GB"
+
+
 def print_json(value: object) -> None:
     """Print a result for scripts."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -16,7 +16,7 @@ from sparkwright.quantize.options import Attention, Calibration, KvCache, Nodes,
 from sparkwright.quantize.plan import Plan, make_plan
 from sparkwright.quantize.rate import Rate, read_rate
 from sparkwright.quantize.source import read_source
-from sparkwright.report import note, print_json, print_table
+from sparkwright.report import gigabytes, note, print_json, print_table
 
 _NEEDED = ("torch", "transformers", "accelerate", "modelopt")
 
@@ -162,28 +162,24 @@ def _require_environment() -> None:
         )
 
 
-def _gb(count: float) -> str:
-    return f"{count / 1e9:,.2f} GB"
-
-
 def _show_plan(plan: Plan, spent: Rate | None) -> None:
     where = "asked when the run begins" if plan.on_nodes else "on the same disk" if plan.one_disk else None
     print_table(
         "What the run needs",
         ("what", "needed", "there is"),
         [
-            ("memory of a node", _gb(plan.memory), _gb(plan.memory_available)),
-            ("the result", _gb(plan.output), _gb(plan.output_free)),
-            ("scratch files of a node", _gb(plan.scratch), where or _gb(plan.scratch_free)),
+            ("memory of a node", gigabytes(plan.memory), gigabytes(plan.memory_available)),
+            ("the result", gigabytes(plan.output), gigabytes(plan.output_free)),
+            ("scratch files of a node", gigabytes(plan.scratch), where or gigabytes(plan.scratch_free)),
         ],
     )
     between = "sent to the next node" if plan.on_nodes else "written and read again"
     print(
-        f"{plan.layers} layers, the largest of {_gb(plan.largest_layer)}; "
+        f"{plan.layers} layers, the largest of {gigabytes(plan.largest_layer)}; "
         f"{plan.parameters / 1e9:.2f} billion parameters; "
         f"a resumed run does at most {plan.save_every} layers again.\n"
-        f"The work: {plan.flop / 1e12:,.1f} TFLOP with the layers' weights; {_gb(plan.read)} of layers to read; "
-        f"after each layer {_gb(plan.hidden_states)} of hidden states {between}."
+        f"The work: {plan.flop / 1e12:,.1f} TFLOP with the layers' weights; {gigabytes(plan.read)} of layers to read; "
+        f"after each layer {gigabytes(plan.hidden_states)} of hidden states {between}."
     )
     if spent is None:
         print("How long that takes here is not known: --time-from REPORT tells it by an earlier run on this machine.")
@@ -200,7 +196,7 @@ def _show_report(report: dict[str, Any], path: Path) -> None:
         [
             (
                 "quantized",
-                f"{report['quantized_linears']} Linears in {report['layers']} layers, {_gb(report['bytes'])}",
+                f"{report['quantized_linears']} Linears in {report['layers']} layers, {gigabytes(report['bytes'])}",
             ),
             ("calibrated with", f"{calibration['samples']} samples, {calibration['tokens']:,} tokens"),
             (
@@ -210,7 +206,7 @@ def _show_report(report: dict[str, Any], path: Path) -> None:
                 else "none",
             ),
             ("findings of `checkpoint verify`", len(report["findings"])),
-            ("peak memory", _gb(report["peak_rss_bytes"])),
+            ("peak memory", gigabytes(report["peak_rss_bytes"])),
             ("time", f"{report['seconds']['all']:.0f} s"),
             ("report", escape(str(path))),
         ],

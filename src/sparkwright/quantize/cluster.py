@@ -25,6 +25,7 @@ from sparkwright.quantize.options import Nodes, Options
 from sparkwright.quantize.plan import Plan, deal_layers
 from sparkwright.quantize.source import Source
 from sparkwright.quantize.state import first_layer, superseded, without_gap
+from sparkwright.report import gigabytes
 
 
 def on_nodes(
@@ -137,15 +138,14 @@ class _Pipeline:
             need, free = self._plan.memory * len(there), min(one.memory_available for one in there)
             if need > free:
                 raise ConfigurationError(
-                    f"{host} has {free / 1e9:.1f} GB of memory free, {need / 1e9:.1f} GB are needed",
+                    f"{host} has {gigabytes(free)} of memory free, {gigabytes(need)} are needed",
                     cause=f"{len(there)} of the run's actors are there, each with a layer in memory",
                     remedy="end other programs there, or lower --length",
                 )
             need, free = self._plan.scratch * len(there), min(one.disk_free for one in there)
             if need > free and not self._options.resume:
                 raise OutputError(
-                    f"{host} has {free / 1e9:.1f} GB of disk free for {there[0].folder}, "
-                    f"{need / 1e9:.1f} GB are needed",
+                    f"{host} has {gigabytes(free)} of disk free for {there[0].folder}, {gigabytes(need)} are needed",
                     remedy="name another folder of the nodes with --scratch, or lower --samples or --length",
                 )
 

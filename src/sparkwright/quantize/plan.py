@@ -13,6 +13,7 @@ import psutil
 from sparkwright.errors import ConfigurationError, OutputError, UsageError
 from sparkwright.quantize.options import Attention, Options, Recipe
 from sparkwright.quantize.source import Source
+from sparkwright.report import gigabytes
 
 FIXED_BYTES: Final = 2_000_000_000
 """The interpreter with torch, transformers and modelopt, and what small Linears need while they are packed."""
@@ -24,7 +25,6 @@ _PROGRAM_BYTES: Final = 1_000_000_000
 _CGROUP: Final = Path("/sys/fs/cgroup")
 _SAVE_EVERY_LAYER_BELOW: Final = 1_000_000_000
 _SAVE_SELDOM: Final = 8
-_GIGABYTE: Final = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +66,24 @@ class Plan:
         """
         if self.memory > self.memory_available:
             raise ConfigurationError(
-                f"{_gb(self.memory)} of memory are needed, {_gb(self.memory_available)} are available",
-                cause=f"two layers of {_gb(self.largest_layer)} or one and the packing of its largest Linear, "
-                f"{_gb(self.window)} for one sample, and the program",
+                f"{gigabytes(self.memory)} of memory are needed, {gigabytes(self.memory_available)} are available",
+                cause=f"two layers of {gigabytes(self.largest_layer)} or one and the packing of its largest Linear, "
+                f"{gigabytes(self.window)} for one sample, and the program",
                 remedy="end other programs, lower --length, or give a machine with more memory",
             )
         both = self.one_disk and not self.on_nodes
         need = self.output + (self.scratch if both else 0)
         if need > self.output_free:
             raise OutputError(
-                f"{_gb(need)} of disk are needed for the result"
-                f"{' and the scratch files' if both else ''}, {_gb(self.output_free)} are free",
+                f"{gigabytes(need)} of disk are needed for the result"
+                f"{' and the scratch files' if both else ''}, {gigabytes(self.output_free)} are free",
                 remedy="free some space, name another folder, or put the scratch files elsewhere with --scratch",
             )
         # Nodes have scratch files on disks of their own, and are asked when they are there.
         if not both and not self.on_nodes and self.scratch > self.scratch_free:
             raise OutputError(
-                f"{_gb(self.scratch)} of disk are needed for scratch files, {_gb(self.scratch_free)} are free",
+                f"{gigabytes(self.scratch)} of disk are needed for scratch files, "
+                f"{gigabytes(self.scratch_free)} are free",
                 remedy="name another folder with --scratch, or lower --samples or --length",
             )
 
@@ -197,7 +198,3 @@ def _used_by_a_token(name: str, source: Source) -> float:
     if ".experts." in name and isinstance(experts, int) and isinstance(used, int):
         return used / experts
     return 1.0
-
-
-def _gb(count: int) -> str:
-    return f"{count / _GIGABYTE:,.1f} GB"

@@ -70,7 +70,7 @@ def test_memory_does_not_grow_with_depth(model: Path) -> None:
 
 def test_what_cannot_fit_is_refused_with_numbers(model: Path) -> None:
     _plan(model, memory_available=3 * 10**9, output_free=10**9, scratch_free=10**9).check()
-    with pytest.raises(ConfigurationError, match=r"2\.0 GB of memory are needed, 1\.0 GB are available"):
+    with pytest.raises(ConfigurationError, match=r"2\.00 GB of memory are needed, 1\.00 GB are available"):
         _plan(model, memory_available=10**9).check()
     with pytest.raises(OutputError, match="result and the scratch files"):
         _plan(model, memory_available=3 * 10**9, output_free=10, one_disk=True).check()
