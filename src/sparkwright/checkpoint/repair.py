@@ -135,15 +135,24 @@ def repair_in_place(root: Path, actions: Actions) -> Repaired:
     return Repaired(directory=root, written=tuple(plan.files), notices=plan.notices)
 
 
-def repair_into(root: Path, output: Path, actions: Actions, *, advance: Callable[[], None] = lambda: None) -> Repaired:
+def repair_into(
+    root: Path, output: Path, actions: Actions, *, advance: Callable[[int, int], None] = lambda *_: None
+) -> Repaired:
     """Make a mended copy; `output` appears only when it is whole. Doing it again changes nothing.
+
+    `advance` is told how many of how many files have been taken over.
 
     Raises:
         InputUnreadableError: the folder or one of its shards cannot be read.
-        UsageError: `output` exists and is not the result of this repair.
+        UsageError: `output` exists and is not the result of this repair, or a repair of `root` was interrupted.
         ConfigurationError: the repair would not mend what it should.
     """
     checkpoint = read_checkpoint(root)
+    if (root / JOURNAL).exists():
+        raise UsageError(
+            f"a repair of {root} did not come to its end: its files are a mixture of before and after",
+            remedy="run `checkpoint repair --in-place` there first, with any action: it completes that one",
+        )
     plan = _plan(checkpoint, actions)
     receipt = _receipt(root, actions, plan)
     if output.resolve().is_relative_to(root.resolve()):
@@ -162,11 +171,12 @@ def repair_into(root: Path, output: Path, actions: Actions, *, advance: Callable
         with exclusive_lock(partial, doing="repairing"):
             for left in partial.iterdir():
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-            for path in sorted(root.rglob("*")):
-                relative = path.relative_to(root)
-                if relative.parts[0] != STATE and str(relative) not in plan.files and path.is_file():
-                    _link(path, partial / relative)
-                    advance()
+            kept = [
+                path for path in sorted(root.rglob("*")) if path.is_file() and _is_kept(path.relative_to(root), plan)
+            ]
+            for done, path in enumerate(kept, start=1):
+                _link(path, partial / path.relative_to(root))
+                advance(done, len(kept))
             for name, content in plan.files.items():
                 write_atomic(partial / name, content)
             write_json(partial / RECEIPT, receipt)
@@ -174,12 +184,16 @@ def repair_into(root: Path, output: Path, actions: Actions, *, advance: Callable
     return Repaired(directory=output, written=tuple(plan.files), notices=plan.notices)
 
 
+def _is_kept(relative: Path, plan: _Plan) -> bool:
+    return relative.parts[0] != STATE and str(relative) not in plan.files
+
+
 def _link(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
-    source = path.resolve()
+    source = path.resolve()  # the hub's cache keeps links to blobs, whose names have no suffix
     # Settings are copied: somebody may edit them later, and shall not edit the original with them.
-    if source.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         try:
             os.link(source, target)
         except OSError:  # another file system, or one without hard links

@@ -182,7 +182,17 @@ def repair(
         copy_tokenizer=copy_tokenizer,
         base=base,
     )
-    done = repair_in_place(directory, actions) if output is None else repair_into(directory, output, actions)
+    if output is None:
+        done = repair_in_place(directory, actions)
+    else:
+        with progress(unit="files") as display:
+            task = display.add_task("linking or copying", total=0)
+            done = repair_into(
+                directory,
+                output,
+                actions,
+                advance=lambda completed, total: display.update(task, completed=completed, total=total),
+            )
     for notice in done.notices:
         note(notice)
     if json:

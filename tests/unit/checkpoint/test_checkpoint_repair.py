@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.dying import Killed, count_writes
 
-from sparkwright.checkpoint.checkpoint import read_checkpoint
+from sparkwright.checkpoint.checkpoint import JOURNAL, read_checkpoint
 from sparkwright.checkpoint.dequantize import read_floats
 from sparkwright.checkpoint.repair import RECEIPT, SIDECAR, Actions, Repaired, repair_in_place, repair_into
 from sparkwright.checkpoint.verify import verify
@@ -222,6 +222,42 @@ def test_an_output_shares_the_shards_and_nothing_else(make: Make, tmp_path: Path
     for path in sorted(root.iterdir()):
         shared = path.stat().st_ino == (output / path.name).stat().st_ino
         assert shared == (path.suffix == ".safetensors"), path
+
+
+def test_an_output_shares_the_shards_of_a_hub_snapshot(make: Make, tmp_path: Path) -> None:
+    """There every file is a link to a blob whose name has no suffix."""
+    root = without_input_scales(make("modelopt")).write(tmp_path / "model")
+    blobs, snapshots = tmp_path / "hub/blobs", tmp_path / "hub/snapshots/0123"
+    blobs.mkdir(parents=True)
+    snapshots.mkdir(parents=True)
+    for path in sorted(root.iterdir()):
+        blob = blobs / sha256_file(path)
+        path.rename(blob)
+        (snapshots / path.name).symlink_to(blob)
+    steps: list[tuple[int, int]] = []
+    output = repair_into(
+        snapshots,
+        tmp_path / "mended",
+        Actions(set_input_scale=1.0),
+        advance=lambda done, total: steps.append((done, total)),
+    ).directory
+    for path in sorted(snapshots.iterdir()):
+        shared = path.stat().st_ino == (output / path.name).stat().st_ino
+        assert shared == (path.suffix == ".safetensors"), path
+        assert not (output / path.name).is_symlink(), path
+    kept = len([path for path in snapshots.iterdir() if path.name != INDEX])
+    assert steps == [(done, kept) for done in range(1, kept + 1)]
+
+
+def test_no_copy_is_made_of_a_folder_whose_repair_was_interrupted(make: Make, tmp_path: Path) -> None:
+    root = without_input_scales(make("modelopt")).write(tmp_path / "model")
+    (root / JOURNAL).parent.mkdir()
+    (root / JOURNAL).write_text("{}")
+    with pytest.raises(UsageError, match="did not come to its end"):
+        repair_into(root, tmp_path / "mended", Actions(set_input_scale=1.0))
+    assert not (tmp_path / "mended").exists()
+    repair_in_place(root, Actions(set_input_scale=1.0))
+    repair_into(root, tmp_path / "mended", Actions(rebuild_index=True))
 
 
 def test_shards_are_copied_where_links_are_impossible(
