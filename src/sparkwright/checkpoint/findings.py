@@ -183,6 +183,16 @@ RULES: Final = {
             remedy="Check the shard that should hold them; a merge may have lost it.",
         ),
         _rule(
+            "surroundings-missing",
+            _E,
+            "the embedding, the final norm or the head is not there",
+            consequence="An unquantized model ends with `Following weights were not initialized from checkpoint`. For "
+            "a quantized one nothing is checked: the embedding and the head keep uninitialised memory, the norm ones; "
+            "the server reports healthy and answers noise.",
+            remedy="Check the shard that should hold them; a merge may have lost it. If the head is the embedding, "
+            "say so: `tie_word_embeddings`.",
+        ),
+        _rule(
             "quant-config-missing",
             _E,
             "tensors are quantized, but no config says so",

@@ -3,18 +3,18 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from sparkwright.checkpoint import encodings
 from sparkwright.checkpoint.checkpoint import Checkpoint
+from sparkwright.checkpoint.completeness import check_completeness
 from sparkwright.checkpoint.encodings import Encoding
 from sparkwright.checkpoint.findings import Finding, finding
 from sparkwright.checkpoint.modules import Module, Role, orphans
-from sparkwright.checkpoint.settings import QuantSettings, is_plain_gate, number, parse, read_object
+from sparkwright.checkpoint.settings import QuantSettings, is_plain_gate, parse, read_object
 
 # Only words that no model repeats: vision towers do (`vision_model.vision_model`).
 _DOUBLED: Final = re.compile(r"(?:^|\.)(model|layers|language_model|transformer|lm_head|self_attn|mlp)\.\1\.")
-_LAYER_PREFIX: Final = re.compile(r"((?:^|.*\.)(?:layers|h|blocks|block)\.)\d+\.(.*)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
     "tokenizer.model",
@@ -34,7 +34,6 @@ _MODELOPT_ALGORITHMS: Final[dict[str, tuple[Encoding, ...]]] = {
     "MXFP8": (encodings.MXFP8,),
 }
 _MIXED: Final = "MIXED_PRECISION"
-_UNUSED_PAD: Final = -1  # the first Llama configs say so for "none"
 
 
 def check_structure(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -42,90 +41,10 @@ def check_structure(checkpoint: Checkpoint) -> Iterator[Finding]:
     yield from checkpoint.file_findings
     if doubled := [name for name in checkpoint.tensors if _DOUBLED.search(name)]:
         yield finding("doubled-prefix", doubled)
-    if checkpoint.config:
-        yield from _config(checkpoint)
-    if not checkpoint.lacks_headers:
-        yield from _layers(checkpoint)
+    yield from check_completeness(checkpoint)
     yield from _quantization(checkpoint)
     yield from _scales(checkpoint)
     yield from _companions(checkpoint)
-
-
-def _config(checkpoint: Checkpoint) -> Iterator[Finding]:
-    settings = checkpoint.text
-    embedding = next(
-        (
-            module
-            for module in checkpoint.modules.values()
-            if module.role is Role.EMBEDDING
-            and len(module.shape) == 2
-            and module.name.endswith(("embed_tokens", "wte"))
-        ),
-        None,
-    )
-    vocabulary = number(settings, "vocab_size")
-    if embedding is not None:
-        rows, width = embedding.shape
-        if vocabulary is not None and vocabulary != rows:
-            yield finding(
-                "config-vocab-size",
-                [f"{embedding.name}.weight"],
-                f"vocab_size is {vocabulary}, the embedding has {rows}",
-            )
-        hidden = number(settings, "hidden_size", "n_embd")
-        if hidden is not None and hidden != width:
-            yield finding(
-                "config-hidden-size",
-                [f"{embedding.name}.weight"],
-                f"hidden_size is {hidden}, the embedding has {width}",
-            )
-        vocabulary = rows
-    if vocabulary is not None:
-        wrong = [
-            f"{key} = {value}"
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-            for value in _token_ids(settings.get(key))
-            if not (0 <= value < vocabulary or (key == "pad_token_id" and value == _UNUSED_PAD))
-        ]
-        if wrong:
-            yield finding("config-token-id", wrong, f"the vocabulary has {vocabulary} tokens")
-
-
-def _token_ids(value: Any) -> list[int]:  # noqa: ANN401 - whatever stands in the JSON
-    values = value if isinstance(value, list) else [value]
-    return [one for one in values if isinstance(one, int) and not isinstance(one, bool)]
-
-
-def _layers(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Whether all layers are there, and none lacks modules that another of its kind has."""
-    contents: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for module in checkpoint.modules.values():
-        if module.layer is None or module.role in (Role.VISION, Role.MTP) or module.weight is None:
-            continue
-        if found := _LAYER_PREFIX.match(module.name):
-            contents[found[1]][module.layer].add(found[2])
-    if not contents:
-        return
-    prefix = max(contents, key=lambda one: len(contents[one]))
-    layers = contents[prefix]
-    declared = number(checkpoint.text, "num_hidden_layers", "n_layer")
-    extra = number(checkpoint.text, "num_nextn_predict_layers") or 0
-    if declared is not None:
-        missing = sorted(set(range(min(declared, max(layers) + 2))) - set(layers))
-        beyond = sorted(one for one in layers if one >= declared + extra)
-        if missing or beyond or len(layers) < declared:
-            detail = f"num_hidden_layers is {declared}, the files hold {len(layers)}"
-            yield finding("config-num-layers", [f"{prefix}{one}" for one in missing + beyond], detail)
-    kinds = {frozenset(one) for one in layers.values()}
-    poorer = {one: max((k for k in kinds if one < k), key=len, default=None) for one in kinds}
-    lacking = [
-        f"{prefix}{number_}.{name}"
-        for number_, names in sorted(layers.items())
-        if (richer := poorer[frozenset(names)]) is not None and (declared is None or number_ < declared)
-        for name in sorted(richer - names)
-    ]
-    if lacking:
-        yield finding("layer-incomplete", lacking)
 
 
 def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -123,6 +123,11 @@ def _forget_quantization(model: "Model") -> None:
     model.hf_quant = None
 
 
+def _lose_head(model: "Model") -> None:
+    model.config["tie_word_embeddings"] = False
+    del model.tensors["lm_head.weight"]
+
+
 GATES = ["model.layers.1.mlp.shared_expert_gate", "model.layers.2.mlp.shared_expert_gate"]
 
 
@@ -234,6 +239,9 @@ TENSOR_FAULTS: list[tuple[str, str, Callable[["Model"], None]]] = [
         "model.layers.1.self_attn.o_proj",
         lambda m: _drop_module(m, "model.layers.1.self_attn.o_proj"),
     ),
+    ("surroundings-missing", "model: no embedding", _drop("model.embed_tokens.weight")),
+    ("surroundings-missing", "model: no final norm", _drop("model.norm.weight")),
+    ("surroundings-missing", "lm_head", _lose_head),
     (
         "weights-not-finite",
         "model.norm.weight",
@@ -264,6 +272,29 @@ def test_one_fault_is_found_and_nothing_else(
     assert [one.rule.code for one in result.findings] == [code]
     assert not subject or subject in result.findings[0].subjects
     assert result.exit_code == (2 if RULES[code].severity == "error" else 1)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"architectures": ["Qwen3MoeForTokenClassification"], "tie_word_embeddings": False},
+    ],
+)
+def test_a_model_may_have_no_head(make: Make, tmp_path: Path, told: dict[str, object]) -> None:
+    model = make("base")
+    del model.tensors["lm_head.weight"]
+    model.config.update(told)
+    assert codes(model.write(tmp_path / "model")) == []
+
+
+def test_a_model_without_the_outer_prefix_is_an_embedding_model_or_a_draft(make: Make, tmp_path: Path) -> None:
+    model = make("base")
+    _lose_head(model)
+    _drop("model.norm.weight")(model)
+    _rename("model.", "")(model)
+    assert codes(model.write(tmp_path / "model")) == []
 
 
 PACKED_FAULTS: list[tuple[str, Callable[["Model"], object]]] = [
