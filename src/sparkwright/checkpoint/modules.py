@@ -20,7 +20,8 @@ _STACKED: Final = re.compile(
 )
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _EXPERT: Final = re.compile(r"\bexperts\.(\d+)\.")
-_EMBEDDING: Final = re.compile(r"(?:^|[._])(?:embed|embeds|embedding|embeddings|embed_tokens|wte|wpe)(?:$|[._])")
+_EMBEDDING: Final = re.compile(r"(?:^|_)(?:emb|embed|embeds|embedding|embeddings|wte|wpe)(?:$|_)")
+_HEADS: Final = ("lm_head", "embed_out")
 _VISION: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|vit\w*|audio\w*|multi_modal\w*|mm_\w+|image_\w+)\.")
 
 _MOST_DIGITS: Final = 6  # a longer number in a name is not the number of a layer
@@ -116,6 +117,12 @@ class Module:
         """What it is for, as far as its name and shape tell."""
         return _role(self)
 
+    @cached_property
+    def is_embedding(self) -> bool:
+        """Whether it is a table of which a row is taken, of tokens or of positions, in whatever part of the model."""
+        last = self.name.rpartition(".")[2]
+        return last not in _HEADS and _EMBEDDING.search(last) is not None
+
     @property
     def is_quantized(self) -> bool:
         """Whether the weight is stored in less than a float."""
@@ -124,7 +131,7 @@ class Module:
     @property
     def is_linear(self) -> bool:
         """Whether it multiplies its input with a matrix (embeddings, norms and convolutions do not)."""
-        if self.role is Role.EMBEDDING or self.weight is None:
+        if self.is_embedding or self.weight is None:
             return False
         return self.is_quantized or len(self.shape) == 2 or self.stacked_experts > 0
 
@@ -182,9 +189,9 @@ def _role(module: Module) -> Role:
         return Role.MTP
     if _VISION.search(name + "."):
         return Role.VISION
-    if last in ("lm_head", "embed_out") or name == "output":
+    if last in _HEADS or name == "output":
         return Role.HEAD
-    if _EMBEDDING.search(last):
+    if module.is_embedding:
         return Role.EMBEDDING
     if module.weight is None or (len(module.shape) < 2 and not module.is_quantized):
         return Role.NORM

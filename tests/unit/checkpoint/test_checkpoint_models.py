@@ -1,0 +1,109 @@
+"""Sound checkpoints shaped like those of real models, as headers and configs: none has a finding."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.checkpoint.test_checkpoint_exports import write
+
+from sparkwright.checkpoint.verify import verify_headers
+
+Tensors = dict[str, tuple[str, list[int]]]
+Linear = Callable[[str, int, int], Tensors]
+
+HIDDEN, WIDE, VOCABULARY, LAYERS = 64, 96, 128, 4
+SIZES = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "vocab_size": VOCABULARY}
+
+
+def bf16(name: str, *shape: int) -> Tensors:
+    return {f"{name}.weight": ("BF16", list(shape))}
+
+
+def packed(name: str, rows: int, columns: int) -> Tensors:
+    """NVFP4 as llm-compressor writes it."""
+    return {
+        f"{name}.weight_packed": ("U8", [rows, columns // 2]),
+        f"{name}.weight_scale": ("F8_E4M3", [rows, columns // 16]),
+        f"{name}.weight_global_scale": ("F32", [1]),
+        f"{name}.input_global_scale": ("F32", [1]),
+    }
+
+
+def attention(prefix: str, linear: Linear) -> Tensors:
+    shapes = {"q_proj": (64, HIDDEN), "k_proj": (32, HIDDEN), "v_proj": (32, HIDDEN), "o_proj": (HIDDEN, 64)}
+    return join(linear(f"{prefix}.{name}", *shape) for name, shape in shapes.items())
+
+
+def mlp(prefix: str, linear: Linear) -> Tensors:
+    shapes = {"gate_proj": (WIDE, HIDDEN), "up_proj": (WIDE, HIDDEN), "down_proj": (HIDDEN, WIDE)}
+    return join(linear(f"{prefix}.{name}", *shape) for name, shape in shapes.items())
+
+
+def join(parts: Iterable[Tensors]) -> Tensors:
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def decoder(prefix: str, *parts: Callable[[str, int], Tensors], head: str = "lm_head") -> Tensors:
+    """Embedding, final norm, head, and layers of the parts, which get the layer's name and its number."""
+    outside = [bf16(f"{prefix}.embed_tokens", VOCABULARY, HIDDEN), bf16(f"{prefix}.norm", HIDDEN)]
+    layers = [
+        bf16(f"{prefix}.layers.{layer}.input_layernorm", HIDDEN) | part(f"{prefix}.layers.{layer}", layer)
+        for layer in range(LAYERS)
+        for part in parts
+    ]
+    return join([*outside, bf16(head, VOCABULARY, HIDDEN) if head else {}, *layers])
+
+
+def dense(linear: Linear) -> Callable[[str, int], Tensors]:
+    return lambda name, _: attention(f"{name}.self_attn", linear) | mlp(f"{name}.mlp", linear)
+
+
+def group(targets: list[str], bits: int, **more: object) -> dict[str, object]:
+    return {"targets": targets, "weights": {"num_bits": bits}, "input_activations": {"num_bits": bits}} | more
+
+
+def compressed(*ignore: str, **groups: object) -> dict[str, Any]:
+    return {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "nvfp4-pack-quantized",
+            "ignore": list(ignore),
+            "config_groups": groups or {"group_0": group(["Linear"], 4, input_activations={"dynamic": "local"})},
+        }
+    }
+
+
+Model = tuple[Tensors, dict[str, Any]]
+
+
+def qwen3_vl() -> Model:
+    vision = "model.visual"
+    linears = [f"{vision}.blocks.0.attn.qkv", f"{vision}.blocks.0.attn.proj", f"{vision}.merger.linear_fc1"]
+    tensors = decoder("model.language_model", dense(packed))
+    tensors |= join(bf16(name, HIDDEN, HIDDEN) for name in linears)
+    tensors |= bf16(f"{vision}.pos_embed", 2304, HIDDEN) | bf16(f"{vision}.patch_embed.proj", HIDDEN, 3, 2, 16, 16)
+    config = {"architectures": ["Qwen3VLForConditionalGeneration"], "tie_word_embeddings": False}
+    return tensors, config | {"text_config": SIZES} | compressed(*linears, "lm_head")
+
+
+def gemma3() -> Model:
+    vision = "model.vision_tower.vision_model"
+    linears = [f"{vision}.encoder.layers.0.self_attn.out_proj", f"{vision}.encoder.layers.0.mlp.fc1"]
+    tensors = decoder("model.language_model", dense(packed), head="")
+    tensors |= join(bf16(name, HIDDEN, HIDDEN) for name in linears)
+    tensors |= bf16(f"{vision}.embeddings.position_embedding", 256, HIDDEN)
+    tensors |= bf16(f"{vision}.embeddings.patch_embedding", HIDDEN, 3, 14, 14)
+    tensors["model.multi_modal_projector.mm_input_projection_weight"] = ("BF16", [HIDDEN, HIDDEN])
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": SIZES}
+    return tensors, config | compressed(*linears, "lm_head")
+
+
+MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3]
+
+
+@pytest.mark.parametrize("make_model", MODELS)
+def test_a_sound_model_has_no_finding(tmp_path: Path, make_model: Callable[[], Model]) -> None:
+    tensors, config = make_model()
+    root = write(tmp_path / "model", {"tensors": tensors, "config": config})
+    assert verify_headers(root).findings == ()
