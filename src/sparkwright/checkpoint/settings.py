@@ -2,10 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,15 +55,46 @@ def number(settings: Mapping[str, Any], *names: str) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group:
+    """What is done to the layers that the targets name."""
+
+    targets: tuple[str, ...]
+    quantizes_activations: bool
+    static_activations: bool
+
+    @cached_property
+    def names(self) -> "_Names":
+        """The targets that are names or patterns of names."""
+        return _Names(self.targets)
+
+    @cached_property
+    def takes_linears(self) -> bool:
+        """Whether a target is the class of all Linears."""
+        return any(entry.lower() == "linear" for entry in self.targets)
+
+
+class _Names:
+    """Names and patterns (`re:`) by the rule of compressed-tensors."""
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self._names = frozenset(entries)
+        self._patterns: list[re.Pattern[str]] = []
+        for entry in self._names:
+            with suppress(re.error):  # what is no pattern matches nothing
+                self._patterns += [re.compile(entry[3:])] if entry.startswith("re:") else []
+
+    def match(self, name: str) -> bool:
+        return name in self._names or any(one.match(name) for one in self._patterns)
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantSettings:
     """How the checkpoint says it is quantized."""
 
     method: str
     algorithm: str
     ignore: tuple[str, ...]
-    targets: tuple[str, ...]
-    quantizes_activations: bool
-    static_activations: bool
+    groups: tuple[Group, ...]
     quantized_layers: Mapping[str, str] | None
     kv_cache: str | None
     raw: Mapping[str, Any]
@@ -70,6 +103,24 @@ class QuantSettings:
     def decides_by_ignore(self) -> bool:
         """Whether the ignore list is what tells quantized layers from others."""
         return self.method in ("modelopt", "compressed-tensors")
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether any layer's activations are quantized."""
+        return any(one.quantizes_activations for one in self.groups)
+
+    def group_of(self, module: Module) -> Group | None:
+        """What is done to a module: a target that is its name goes before one that is its class."""
+        if self.method != "compressed-tensors":
+            return self.groups[0]
+        named = (one for one in self.groups if one.names.match(module.name))
+        # The class of a head is no Linear in vLLM.
+        by_class = (one for one in self.groups if one.takes_linears and module.role is not Role.HEAD)
+        return next(chain(named, by_class), None)
+
+    @cached_property
+    def _ignored_names(self) -> _Names:
+        return _Names(self.ignore)
 
     @cached_property
     def _ignored_by_name(self) -> tuple[list[str], list[str]]:
@@ -83,7 +134,7 @@ class QuantSettings:
     def ignores(self, module: Module) -> bool:
         """Whether the list excludes a module, by vLLM's own rules for the method."""
         if self.method == "compressed-tensors":
-            return any(_equal_or_regex(entry, module.name) for entry in self.ignore)
+            return self._ignored_names.match(module.name)
         experts = _EXPERTS.match(module.name) if self._ignored_experts else None
         if experts and any(experts[1] in entry for entry in self._ignored_experts):
             return True
@@ -95,8 +146,7 @@ class QuantSettings:
         if not module.is_linear or is_plain_gate(module) or self.ignores(module):
             return False
         if self.method == "compressed-tensors":
-            by_class = any(entry.lower() == "linear" for entry in self.targets) and module.role is not Role.HEAD
-            return by_class or any(_equal_or_regex(entry, module.name) for entry in self.targets)
+            return self.group_of(module) is not None
         if self.quantized_layers is not None:
             return self.layer_algorithm(module) is not None
         return not any(one in module.name for one in _NEVER_QUANTIZED)
@@ -118,15 +168,6 @@ class QuantSettings:
 def is_plain_gate(module: Module) -> bool:
     """Whether vLLM's model classes build this one unquantized in any case: the gate of a shared expert."""
     return module.name.rpartition(".")[2] == _NEVER_QUANTIZED_GATE
-
-
-def _equal_or_regex(entry: str, name: str) -> bool:
-    if not entry.startswith("re:"):
-        return entry == name
-    try:
-        return re.match(entry[3:], name) is not None
-    except re.error:
-        return False
 
 
 def quant_settings(root: Path, config: Mapping[str, Any]) -> QuantSettings | None:
@@ -152,7 +193,6 @@ def parse(raw: Mapping[str, Any]) -> QuantSettings:
     """The settings that either of modelopt's two forms, or another tool's form, holds."""
     nested = as_object(raw.get("quantization")) or raw
     method = str(raw.get("quant_method") or ("modelopt" if "quantization" in raw else "")).lower()
-    groups = [as_object(one) for one in as_object(nested.get("config_groups")).values()]
     layers = nested.get("quantized_layers")
     cache = nested.get("kv_cache_quant_algo")
     scheme = as_object(nested.get("kv_cache_scheme"))
@@ -163,18 +203,35 @@ def parse(raw: Mapping[str, Any]) -> QuantSettings:
         method="modelopt" if method.startswith("modelopt") else method,
         algorithm=algorithm,
         ignore=strings(nested.get(ignore_key(nested))),
-        targets=tuple(target for one in groups for target in strings(one.get("targets"))),
-        quantizes_activations=(
-            any(one.get("input_activations") for one in groups) if groups else "W4A16" not in algorithm.upper()
-        ),
-        static_activations=(
-            any(as_object(one.get("input_activations")).get("dynamic") is False for one in groups)
-            if groups
-            else algorithm.upper() == "FP8"
-        ),
+        groups=_groups(method, algorithm, [as_object(one) for one in as_object(nested.get("config_groups")).values()]),
         quantized_layers={name: str(as_object(one).get("quant_algo")).upper() for name, one in layers.items()}
         if isinstance(layers, dict)
         else None,
         kv_cache=cache if isinstance(cache, str) and cache else None,
         raw=raw,
     )
+
+
+def _groups(method: str, algorithm: str, raw: Sequence[Mapping[str, Any]]) -> tuple[Group, ...]:
+    """The groups that the config tells; one for all layers where the method knows no others."""
+    groups = [
+        Group(
+            targets=strings(one.get("targets")),
+            quantizes_activations=bool(one.get("input_activations")),
+            static_activations=as_object(one.get("input_activations")).get("dynamic") is False,
+        )
+        for one in raw
+    ]
+    if method == "compressed-tensors":
+        return tuple(groups)
+    by_algorithm = Group(
+        targets=(),
+        quantizes_activations="W4A16" not in algorithm.upper(),
+        static_activations=algorithm.upper() == "FP8",
+    )
+    whole = Group(
+        targets=(),
+        quantizes_activations=any(one.quantizes_activations for one in groups),
+        static_activations=any(one.static_activations for one in groups),
+    )
+    return (whole if groups else by_algorithm,)

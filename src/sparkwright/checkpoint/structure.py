@@ -132,13 +132,15 @@ def _second_config(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 def needs_input_scale(checkpoint: Checkpoint, module: Module) -> bool:
     """Whether vLLM will look for a static input scale of this module."""
-    if checkpoint.quant is None or module.encoding is None or module.encoding.input_scale is None:
+    settings = checkpoint.quant
+    if settings is None or module.encoding is None or module.encoding.input_scale is None:
         return False
-    if checkpoint.quant.quantized_layers is not None:
-        return checkpoint.quant.layer_algorithm(module) in ("NVFP4", "FP8")
-    if module.encoding is encodings.FP8:
-        return checkpoint.quant.static_activations
-    return checkpoint.quant.quantizes_activations
+    if settings.quantized_layers is not None:
+        return settings.layer_algorithm(module) in ("NVFP4", "FP8")
+    group = settings.group_of(module)
+    if group is None:
+        return False
+    return group.static_activations if module.encoding is encodings.FP8 else group.quantizes_activations
 
 
 def _scales(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -30,6 +30,16 @@ def packed(name: str, rows: int, columns: int) -> Tensors:
     }
 
 
+def packed_weights(name: str, rows: int, columns: int) -> Tensors:
+    """NVFP4 without quantized activations (NVFP4A16)."""
+    return {key: value for key, value in packed(name, rows, columns).items() if "input" not in key}
+
+
+def fp8_rows(name: str, rows: int, columns: int) -> Tensors:
+    """FP8 with a scale for each row, activations scaled at run time."""
+    return {f"{name}.weight": ("F8_E4M3", [rows, columns]), f"{name}.weight_scale": ("BF16", [rows, 1])}
+
+
 def attention(prefix: str, linear: Linear) -> Tensors:
     shapes = {"q_proj": (64, HIDDEN), "k_proj": (32, HIDDEN), "v_proj": (32, HIDDEN), "o_proj": (HIDDEN, 64)}
     return join(linear(f"{prefix}.{name}", *shape) for name, shape in shapes.items())
@@ -99,7 +109,20 @@ def gemma3() -> Model:
     return tensors, config | compressed(*linears, "lm_head")
 
 
-MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3]
+def mixed() -> Model:
+    """Weights of the MLP in NVFP4, attention in FP8: each group has its own activations."""
+    tensors = decoder(
+        "model", lambda name, _: attention(f"{name}.self_attn", fp8_rows) | mlp(f"{name}.mlp", packed_weights)
+    )
+    dynamic = {"num_bits": 8, "dynamic": True}
+    groups = {
+        "group_0": group(["re:.*self_attn.*"], 8, format="float-quantized", input_activations=dynamic),
+        "group_1": group(["Linear"], 4, format="nvfp4-pack-quantized", input_activations=None),
+    }
+    return tensors, {"architectures": ["LlamaForCausalLM"], **SIZES, **compressed("lm_head", **groups)}
+
+
+MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed]
 
 
 @pytest.mark.parametrize("make_model", MODELS)
@@ -107,3 +130,10 @@ def test_a_sound_model_has_no_finding(tmp_path: Path, make_model: Callable[[], M
     tensors, config = make_model()
     root = write(tmp_path / "model", {"tensors": tensors, "config": config})
     assert verify_headers(root).findings == ()
+
+
+def test_a_group_that_quantizes_activations_needs_their_scales(tmp_path: Path) -> None:
+    tensors, config = mixed()
+    config["quantization_config"]["config_groups"]["group_1"]["input_activations"] = {"num_bits": 4, "dynamic": "local"}
+    found = verify_headers(write(tmp_path / "model", {"tensors": tensors, "config": config})).findings
+    assert [(one.rule.code, len(one.subjects)) for one in found] == [("input-scale-missing", 3 * LAYERS)]
