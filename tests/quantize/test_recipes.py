@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, command, contents, settings, tensors
+from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, settings, tensors
 
 from sparkwright.checkpoint.verify import verify
 
@@ -80,16 +80,3 @@ def test_an_expert_that_no_token_reached_has_the_largest_range_of_its_layer(
     experts = "model.layers.1.mlp.experts"
     assert len({found[f"{experts}.{one}.down_proj.input_scale"][2] for one in range(48)}) == 1
     assert verify(tmp_path / "by-layer").findings == ()
-
-
-def test_parquet_gives_what_the_same_texts_in_lines_give(
-    quantizing: "Warm", models: "Models", quantize: Quantize, data: Path, tmp_path: Path
-) -> None:
-    source, rows = models("llama", "--layers", "2"), tmp_path / "texts.parquet"
-    convert = (
-        "import sys, pyarrow.json as j, pyarrow.parquet as p; p.write_table(j.read_json(sys.argv[1]), sys.argv[2])"
-    )
-    quantizing.tool("-c", convert, data, rows)
-    quantize(source, tmp_path / "lines")
-    quantizing.run("sparkwright", *command(source, tmp_path / "columns", rows))
-    assert contents(tmp_path / "columns") == contents(tmp_path / "lines")

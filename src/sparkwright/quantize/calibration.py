@@ -3,21 +3,25 @@
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from sparkwright.errors import InputUnreadableError, UnavailableError, UsageError
+from sparkwright.errors import ConfigurationError, InputUnreadableError, UnavailableError, UsageError
 from sparkwright.files import sha256_bytes
 from sparkwright.quantize.options import Calibration
 
 FIELDS: Final = ("text", "messages", "conversations", "content", "article")
+_ROLES: Final = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _TEXT_FILES: Final = (".txt", ".md")
 _ROW_FILES: Final = (".jsonl", ".parquet")
 _CONVERTED: Final = "refs/convert/parquet"
 _WINDOW: Final = 10_000  # texts shuffled among each other; the rest of a larger collection is not held in memory
+
+Text = str | Sequence[Mapping[str, Any]]
+"""A text, or the turns of a chat with the role and content of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +51,48 @@ def read_samples(chosen: Calibration, tokenizer: Any) -> Samples:  # noqa: ANN40
 
     Raises:
         UsageError: there is too little text.
-        InputUnreadableError: a file is missing or not of its kind.
+        InputUnreadableError: a file is missing or not of its kind, or a chat is none for the tokenizer's template.
+        ConfigurationError: there are chats, and the tokenizer has no template for them.
         UnavailableError: the hub cannot be reached.
     """
+    return pack(shuffled(read_texts(chosen), chosen.seed), encoder(tokenizer), chosen)
 
-    def encode(text: str) -> list[int]:
+
+def encoder(tokenizer: Any) -> Callable[[Text], list[int]]:  # noqa: ANN401
+    """A function that turns a text, or a chat by the tokenizer's own template, into token ids."""
+    end = tokenizer.eos_token_id
+
+    def encode(text: Text) -> list[int]:
+        if not isinstance(text, str):
+            return _encode_chat(tokenizer, text)
         ids: list[int] = list(tokenizer(text).input_ids)
-        end = tokenizer.eos_token_id
         return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
-    def say(messages: Any) -> str:  # noqa: ANN401
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-
-    return pack(shuffled(read_texts(chosen, say), chosen.seed), encode, chosen)
+    return encode
 
 
-def pack(texts: Iterable[str], encode: Callable[[str], list[int]], chosen: Calibration) -> Samples:
+def _encode_chat(tokenizer: Any, chat: Sequence[Mapping[str, Any]]) -> list[int]:  # noqa: ANN401
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ConfigurationError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template",
+            cause="the calibration data holds chats",
+            remedy="copy chat_template.jinja from the model's page, or give plain text: --field names another field",
+        )
+    try:
+        # Here, and not as text in between: what the template begins with is not put before it once more.
+        ids: list[int] = list(tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False))
+    except TemplateError as error:
+        raise InputUnreadableError(
+            f"the model's chat template refuses a chat: {error}",
+            cause=f"the chat is {json.dumps(chat, ensure_ascii=False, default=str)[:300]}",
+            remedy="take it out of the calibration data, or give plain text: --field names another field",
+        ) from error
+    return ids
+
+
+def pack(texts: Iterable[Text], encode: Callable[[Text], list[int]], chosen: Calibration) -> Samples:
     """Join the tokens of texts and cut them into samples until there are enough."""
     tokens: list[int] = []
     wanted, used = chosen.samples * chosen.length, 0
@@ -80,7 +110,7 @@ def pack(texts: Iterable[str], encode: Callable[[str], list[int]], chosen: Calib
     return Samples(tokens=tuple(tuple(tokens[at : at + chosen.length]) for at in starts), texts=used)
 
 
-def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:
+def shuffled(texts: Iterable[Text], seed: int) -> Iterator[Text]:
     """Shuffle window by window, always in the same way for the same seed."""
     source, chance = iter(texts), random.Random(seed)  # noqa: S311 - a repeatable order, not a secret
     while window := list(itertools.islice(source, _WINDOW)):
@@ -88,13 +118,13 @@ def shuffled(texts: Iterable[str], seed: int) -> Iterator[str]:
         yield from window
 
 
-def read_texts(chosen: Calibration, say: Callable[[Any], str]) -> Iterator[str]:
-    """The texts of a file, a folder or a data set of the hub, in their own order."""
+def read_texts(chosen: Calibration) -> Iterator[Text]:
+    """The texts and chats of a file, a folder or a data set of the hub, in their own order."""
     path = Path(chosen.data)
     if not path.exists():
         if path.suffix in (*_TEXT_FILES, *_ROW_FILES) or chosen.data.startswith((".", "/", "~")):
             raise InputUnreadableError(f"{path} does not exist", remedy="check the spelling of --data")
-        yield from _texts(_hub_rows(chosen), chosen, say)
+        yield from _texts(_hub_rows(chosen), chosen)
         return
     files = [path]
     if path.is_dir():
@@ -104,7 +134,7 @@ def read_texts(chosen: Calibration, say: Callable[[Any], str]) -> Iterator[str]:
     for file in files:
         if file.suffix in _ROW_FILES:
             rows = _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
-            yield from _texts(rows, chosen, say)
+            yield from _texts(rows, chosen)
         else:
             yield _read(file)
 
@@ -175,7 +205,7 @@ def _from_hub(chosen: Calibration, ask: Callable[[], Any]) -> Any:  # noqa: ANN4
         ) from error
 
 
-def _texts(rows: Iterable[Mapping[str, Any]], chosen: Calibration, say: Callable[[Any], str]) -> Iterator[str]:
+def _texts(rows: Iterable[Mapping[str, Any]], chosen: Calibration) -> Iterator[Text]:
     field = chosen.field
     for row in rows:
         field = field or next((name for name in FIELDS if name in row), None)
@@ -186,8 +216,26 @@ def _texts(rows: Iterable[Mapping[str, Any]], chosen: Calibration, say: Callable
                 remedy="name the field with --field",
             )
         value = row[field]
-        if isinstance(value, str):
-            if value.strip():
-                yield value
-        elif isinstance(value, list):
-            yield say(value)
+        if isinstance(value, list):
+            yield [_turn(one, chosen.data) for one in value]
+        elif isinstance(value, str) and value.strip():
+            yield value
+        elif value is not None and not isinstance(value, str):
+            raise InputUnreadableError(
+                f"{chosen.data}: the field {field} of a row is neither text nor a chat: {value!r}",
+                remedy="name the field with --field",
+            )
+
+
+def _turn(turn: Any, data: str) -> Mapping[str, Any]:  # noqa: ANN401
+    """A turn of a chat as templates want it; many data sets have ShareGPT's words."""
+    if isinstance(turn, dict):
+        if {"role", "content"} <= turn.keys():
+            return turn
+        if "value" in turn and (role := _ROLES.get(turn.get("from"))):
+            return {"role": role, "content": turn["value"]}
+    raise InputUnreadableError(
+        f"{data}: a turn of a chat is none: {json.dumps(turn, ensure_ascii=False, default=str)[:300]}",
+        cause=f"it needs role and content, or from ({', '.join(_ROLES)}) and value",
+        remedy="name another field with --field, or write the chats so",
+    )

@@ -1,6 +1,5 @@
 """Calibration data becomes samples of equal length, always the same ones."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +8,12 @@ import pytest
 
 from sparkwright.errors import InputUnreadableError, UnavailableError, UsageError
 from sparkwright.quantize import calibration
-from sparkwright.quantize.calibration import pack, read_texts, shuffled
+from sparkwright.quantize.calibration import Text, pack, read_texts, shuffled
 from sparkwright.quantize.options import Calibration
 
 
-def _codes(text: str) -> list[int]:
-    return [ord(letter) for letter in text]
-
-
-def _say(messages: object) -> str:
-    return json.dumps(messages)
+def _codes(text: Text) -> list[int]:
+    return [ord(letter) for letter in text if isinstance(letter, str)]
 
 
 def test_samples_are_cut_one_after_another() -> None:
@@ -44,14 +39,14 @@ def test_rows_and_plain_texts_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("three")
     (tmp_path / "c.jsonl").write_text('{"messages": [{"role": "user", "content": "four"}]}\n')
     (tmp_path / "ignored.csv").write_text("no")
-    found = list(read_texts(Calibration(data=str(tmp_path)), _say))
-    assert found == ["one", "two", "three", '[{"role": "user", "content": "four"}]']
+    found = list(read_texts(Calibration(data=str(tmp_path))))
+    assert found == ["one", "two", "three", [{"role": "user", "content": "four"}]]
 
 
 def test_the_named_field_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one", "body": "two"}\n')
-    assert list(read_texts(Calibration(data=str(path), field="body"), _say)) == ["two"]
+    assert list(read_texts(Calibration(data=str(path), field="body"))) == ["two"]
 
 
 @pytest.mark.parametrize(
@@ -62,13 +57,38 @@ def test_damaged_rows(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(content)
     with pytest.raises(InputUnreadableError) as caught:
-        list(read_texts(Calibration(data=str(path)), _say))
+        list(read_texts(Calibration(data=str(path))))
+    assert message in str(caught.value)
+
+
+def test_the_turns_of_sharegpt_get_the_words_of_templates(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}]}\n')
+    (chat,) = read_texts(Calibration(data=str(path)))
+    assert chat == [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('[{"who": "human", "says": "one"}]', "it needs role and content"),
+        ('[{"from": "judge", "value": "one"}]', "it needs role and content"),
+        ('["one"]', "it needs role and content"),
+        ("7", "neither text nor a chat: 7"),
+        ('{"role": "user", "content": "one"}', "neither text nor a chat"),
+    ],
+)
+def test_what_is_neither_text_nor_a_chat_is_not_passed_over(tmp_path: Path, value: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"conversations": {value}}}\n')
+    with pytest.raises(InputUnreadableError) as caught:
+        list(read_texts(Calibration(data=str(path))))
     assert message in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_no_hub_data_set(tmp_path: Path) -> None:
     with pytest.raises(InputUnreadableError, match="does not exist"):
-        list(read_texts(Calibration(data=str(tmp_path / "gone.jsonl")), _say))
+        list(read_texts(Calibration(data=str(tmp_path / "gone.jsonl"))))
 
 
 class Hub:
@@ -104,7 +124,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
 
 def test_a_data_set_of_the_hub_is_fetched_file_by_file(hub: Callable[..., Hub]) -> None:
     made = hub("default/test/0.parquet", "default/partial-train/1.parquet", "default/partial-train/0.parquet")
-    texts = read_texts(Calibration(data="owner/set"), str)
+    texts = read_texts(Calibration(data="owner/set"))
     assert next(texts) == "of 0.parquet"
     assert made.fetched == ["default/partial-train/0.parquet"]
     assert list(texts) == ["of 1.parquet"]
@@ -118,7 +138,7 @@ def test_a_data_set_that_leaves_a_choice_is_left_to_hf_download(
 ) -> None:
     hub(*files)
     with pytest.raises(UsageError, match="owner/set has") as refused:
-        list(read_texts(Calibration(data="owner/set"), str))
+        list(read_texts(Calibration(data="owner/set")))
     assert said in str(refused.value)
     assert "hf download owner/set --repo-type dataset" in str(refused.value)
 
@@ -126,4 +146,4 @@ def test_a_data_set_that_leaves_a_choice_is_left_to_hf_download(
 def test_a_data_set_that_cannot_be_reached_is_named(hub: Callable[..., Hub]) -> None:
     hub()
     with pytest.raises(UnavailableError, match="owner/other cannot be read: no such data set"):
-        list(read_texts(Calibration(data="owner/other"), str))
+        list(read_texts(Calibration(data="owner/other")))
