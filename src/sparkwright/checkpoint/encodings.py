@@ -103,6 +103,16 @@ BLOCK_FP8: Final = Encoding(
     block_scale="weight_scale_inv",
     block_scale_dtypes=("F32", "BF16", "F8_E8M0", "U8"),
 )
+MISTRAL_FP8: Final = Encoding(
+    name="FP8",
+    families=("fp8",),
+    weight="weight",
+    bits=8,
+    block_scale="weight_scale_inv",
+    block_scale_dtypes=("F32", "BF16", "F16"),
+    input_scale="activation_scale",
+)
+"""FP8 under the names of blocks, with one scale for the whole weight: Mistral's in the transformers format."""
 MXFP8: Final = Encoding(
     name="MXFP8",
     families=("modelopt", "compressed-tensors", "mxfp8"),
@@ -114,6 +124,14 @@ MXFP8: Final = Encoding(
 )
 
 SCALE_PARTS: Final = frozenset(
-    {"weight_scale", "weight_scale_2", "weight_global_scale", "weight_scale_inv", "input_scale", "input_global_scale"}
+    {
+        "weight_scale",
+        "weight_scale_2",
+        "weight_global_scale",
+        "weight_scale_inv",
+        "input_scale",
+        "input_global_scale",
+        "activation_scale",
+    }
 )
 """Names of tensors that only make sense beside a quantized weight."""

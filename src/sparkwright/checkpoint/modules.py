@@ -174,8 +174,8 @@ def _encoding(parts: Mapping[str, Tensor]) -> Encoding | None:
     if weight.dtype in FLOATS:
         return encodings.FLOAT
     if weight.dtype == "F8_E4M3":
-        if "weight_scale_inv" in parts:
-            return encodings.BLOCK_FP8
+        if inverse := parts.get("weight_scale_inv"):
+            return encodings.BLOCK_FP8 if len(inverse.shape) > 1 else encodings.MISTRAL_FP8
         return encodings.MXFP8 if mx else encodings.FP8
     if weight.dtype in ("U8", "F4"):
         return encodings.MODELOPT_MXFP4 if mx else encodings.MODELOPT_NVFP4

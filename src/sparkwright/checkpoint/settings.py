@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -203,7 +203,7 @@ def parse(raw: Mapping[str, Any]) -> QuantSettings:
         method="modelopt" if method.startswith("modelopt") else method,
         algorithm=algorithm,
         ignore=strings(nested.get(ignore_key(nested))),
-        groups=_groups(method, algorithm, [as_object(one) for one in as_object(nested.get("config_groups")).values()]),
+        groups=_groups(method, algorithm, nested),
         quantized_layers={name: str(as_object(one).get("quant_algo")).upper() for name, one in layers.items()}
         if isinstance(layers, dict)
         else None,
@@ -212,7 +212,7 @@ def parse(raw: Mapping[str, Any]) -> QuantSettings:
     )
 
 
-def _groups(method: str, algorithm: str, raw: Sequence[Mapping[str, Any]]) -> tuple[Group, ...]:
+def _groups(method: str, algorithm: str, settings: Mapping[str, Any]) -> tuple[Group, ...]:
     """The groups that the config tells; one for all layers where the method knows no others."""
     groups = [
         Group(
@@ -220,18 +220,14 @@ def _groups(method: str, algorithm: str, raw: Sequence[Mapping[str, Any]]) -> tu
             quantizes_activations=bool(one.get("input_activations")),
             static_activations=as_object(one.get("input_activations")).get("dynamic") is False,
         )
-        for one in raw
+        for one in map(as_object, as_object(settings.get("config_groups")).values())
     ]
     if method == "compressed-tensors":
         return tuple(groups)
-    by_algorithm = Group(
-        targets=(),
-        quantizes_activations="W4A16" not in algorithm.upper(),
-        static_activations=algorithm.upper() == "FP8",
-    )
-    whole = Group(
-        targets=(),
-        quantizes_activations=any(one.quantizes_activations for one in groups),
-        static_activations=any(one.static_activations for one in groups),
-    )
-    return (whole if groups else by_algorithm,)
+    if groups:
+        quantizes = any(one.quantizes_activations for one in groups)
+        static = any(one.static_activations for one in groups)
+    else:
+        quantizes = "W4A16" not in algorithm.upper()
+        static = algorithm.upper() == "FP8" or settings.get("activation_scheme") == "static"
+    return (Group(targets=(), quantizes_activations=quantizes, static_activations=static),)

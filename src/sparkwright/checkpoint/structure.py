@@ -140,7 +140,7 @@ def needs_input_scale(checkpoint: Checkpoint, module: Module) -> bool:
     group = settings.group_of(module)
     if group is None:
         return False
-    return group.static_activations if module.encoding is encodings.FP8 else group.quantizes_activations
+    return group.static_activations if module.encoding.bits == 8 else group.quantizes_activations
 
 
 def _scales(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -40,6 +40,12 @@ def fp8_rows(name: str, rows: int, columns: int) -> Tensors:
     return {f"{name}.weight": ("F8_E4M3", [rows, columns]), f"{name}.weight_scale": ("BF16", [rows, 1])}
 
 
+def mistral_fp8(name: str, rows: int, columns: int) -> Tensors:
+    """FP8 with one scale for the weight and one for the activations, as Mistral writes it for transformers."""
+    scales: Tensors = {f"{name}.{part}": ("BF16", []) for part in ("weight_scale_inv", "activation_scale")}
+    return {f"{name}.weight": ("F8_E4M3", [rows, columns])} | scales
+
+
 def attention(prefix: str, linear: Linear) -> Tensors:
     shapes = {"q_proj": (64, HIDDEN), "k_proj": (32, HIDDEN), "v_proj": (32, HIDDEN), "o_proj": (HIDDEN, 64)}
     return join(linear(f"{prefix}.{name}", *shape) for name, shape in shapes.items())
@@ -122,7 +128,15 @@ def mixed() -> Model:
     return tensors, {"architectures": ["LlamaForCausalLM"], **SIZES, **compressed("lm_head", **groups)}
 
 
-MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed]
+def ministral3() -> Model:
+    tensors = decoder("language_model.model", dense(mistral_fp8), head="language_model.lm_head")
+    plain = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    quantization = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    config = {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": SIZES}
+    return tensors, config | {"quantization_config": quantization | {"modules_to_not_convert": plain}}
+
+
+MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed, ministral3]
 
 
 @pytest.mark.parametrize("make_model", MODELS)
@@ -137,3 +151,10 @@ def test_a_group_that_quantizes_activations_needs_their_scales(tmp_path: Path) -
     config["quantization_config"]["config_groups"]["group_1"]["input_activations"] = {"num_bits": 4, "dynamic": "local"}
     found = verify_headers(write(tmp_path / "model", {"tensors": tensors, "config": config})).findings
     assert [(one.rule.code, len(one.subjects)) for one in found] == [("input-scale-missing", 3 * LAYERS)]
+
+
+def test_static_activations_need_their_scale(tmp_path: Path) -> None:
+    tensors, config = ministral3()
+    lost = "language_model.model.layers.1.mlp.up_proj.activation_scale"
+    found = verify_headers(write(tmp_path / "model", {"tensors": tensors, "config": config}, without=lost)).findings
+    assert [(one.rule.code, one.subjects) for one in found] == [("input-scale-missing", (lost,))]

@@ -78,6 +78,8 @@ def test_fp8_by_tensor_row_and_block(tmp_path: Path) -> None:
     weight = values.astype(ml_dtypes.float8_e4m3fn)
     one = _module(tmp_path, weight=weight, weight_scale=np.array(0.5, dtype=np.float32))
     assert (rows(one, 3, 4) == values[3:7] * 0.5).all()
+    mistral = _module(tmp_path, weight=weight, weight_scale_inv=np.array(0.5, dtype=np.float32))
+    assert (rows(mistral, 3, 4) == values[3:7] * 0.5).all()
     by_row = np.linspace(0.5, 2, 256, dtype=np.float32)[:, None]
     each = _module(tmp_path, weight=weight, weight_scale=by_row)
     assert (rows(each, 100, 50) == values[100:150] * by_row[100:150]).all()
