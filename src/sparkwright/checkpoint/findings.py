@@ -208,6 +208,14 @@ RULES: Final = {
             remedy="Write the quant_method of the tool that made the tensors (see `inspect`).",
         ),
         _rule(
+            "quant-method-not-judged",
+            _W,
+            "the quant_method is none that this tool knows",
+            consequence="Its scales and its list of exclusions were not looked at. vLLM may serve it (it does awq, "
+            "gptq, quark and others).",
+            remedy="None is needed; ask the model a question before you rely on it.",
+        ),
+        _rule(
             "quant-algo-unsupported",
             _E,
             "modelopt's quant_algo is none that vLLM serves",

@@ -15,6 +15,8 @@ from sparkwright.checkpoint.modules import Module, Role
 
 _ABSURD: Final = 1 << 48
 _EXPERTS: Final = re.compile(r"(.*\bexperts)\.")
+# The methods whose tensors are known here; vLLM serves others too (awq, gptq, quark).
+_JUDGED: Final = ("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "mxfp8", "")
 # vLLM leaves these unquantized whatever modelopt's list says.
 _NEVER_QUANTIZED: Final = ("vision_tower", "vision_model", "vit_large_projector")
 # And this one whatever any list says.
@@ -98,6 +100,11 @@ class QuantSettings:
     quantized_layers: Mapping[str, str] | None
     kv_cache: str | None
     raw: Mapping[str, Any]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is known here how the method stores weights and scales."""
+        return self.method in _JUDGED
 
     @property
     def decides_by_ignore(self) -> bool:

@@ -42,8 +42,11 @@ def check_structure(checkpoint: Checkpoint) -> Iterator[Finding]:
     if doubled := [name for name in checkpoint.tensors if _DOUBLED.search(name)]:
         yield finding("doubled-prefix", doubled)
     yield from check_completeness(checkpoint)
-    yield from _quantization(checkpoint)
-    yield from _scales(checkpoint)
+    if checkpoint.quant is None or checkpoint.quant.is_judged:
+        yield from _quantization(checkpoint)
+        yield from _scales(checkpoint)
+    else:
+        yield finding("quant-method-not-judged", [], f"quant_method is {checkpoint.quant.method!r}")
     yield from _companions(checkpoint)
 
 

@@ -46,6 +46,10 @@ def mistral_fp8(name: str, rows: int, columns: int) -> Tensors:
     return {f"{name}.weight": ("F8_E4M3", [rows, columns])} | scales
 
 
+def quark_mxfp4(name: str, rows: int, columns: int) -> Tensors:
+    return {f"{name}.weight": ("U8", [rows, columns // 2]), f"{name}.weight_scale": ("U8", [rows, columns // 32])}
+
+
 def attention(prefix: str, linear: Linear) -> Tensors:
     shapes = {"q_proj": (64, HIDDEN), "k_proj": (32, HIDDEN), "v_proj": (32, HIDDEN), "o_proj": (HIDDEN, 64)}
     return join(linear(f"{prefix}.{name}", *shape) for name, shape in shapes.items())
@@ -158,3 +162,12 @@ def test_static_activations_need_their_scale(tmp_path: Path) -> None:
     lost = "language_model.model.layers.1.mlp.up_proj.activation_scale"
     found = verify_headers(write(tmp_path / "model", {"tensors": tensors, "config": config}, without=lost)).findings
     assert [(one.rule.code, one.subjects) for one in found] == [("input-scale-missing", (lost,))]
+
+
+def test_a_method_that_is_not_known_is_not_judged_and_that_is_said(tmp_path: Path) -> None:
+    quantization = {"quant_method": "quark", "exclude": ["lm_head"], "export": {}}
+    export = {"tensors": decoder("model", dense(quark_mxfp4)), "config": SIZES | {"quantization_config": quantization}}
+    found = verify_headers(
+        write(tmp_path / "model", export, without="model.layers.1.mlp.up_proj.weight_scale")
+    ).findings
+    assert [(one.rule.code, one.detail) for one in found] == [("quant-method-not-judged", "quant_method is 'quark'")]

@@ -512,6 +512,7 @@ def test_every_code_has_a_test() -> None:
         "config-unreadable",
         "against-error",
         "against-missing",
+        "quant-method-not-judged",
     }
 
 
