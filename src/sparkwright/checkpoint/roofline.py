@@ -2,17 +2,20 @@
 
 A token of a dense model reads every weight but the embedding, of which it reads one row; of an expert layer only the
 experts that are chosen; and the KV cache of the context so far. Nothing can be faster than bytes / bandwidth; what is
-left out (activations, launches, the network between Sparks) only makes it slower.
+left out (activations, launches, the network between Sparks) only makes it slower. Several Sparks divide the weights
+and the heads of the cache, as tensor parallelism does.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from sparkwright.checkpoint.cache import CacheLayer, kept, layer_count, takes_part
 from sparkwright.checkpoint.checkpoint import Checkpoint
 from sparkwright.checkpoint.modules import Module, Role
-from sparkwright.checkpoint.settings import number, strings
+from sparkwright.checkpoint.settings import number
+from sparkwright.errors import UsageError
 
 BANDWIDTH: Final = 273e9
 """Bytes a second that a Spark's memory gives at best."""
@@ -26,28 +29,26 @@ CACHE_BYTES: Final = {"bf16": 2, "fp8": 1}
 """Bytes of one cached value."""
 
 _TOP_K: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheLayer:
-    """The attention layers that keep `values` numbers of each of the last `window` tokens (all, when None)."""
-
-    values: int
-    window: int | None
+_LONGEST: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+_ENDLESS: Final = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one decoded token reads, in bytes, and what the memory has to hold."""
+    """What one decoded token reads, in bytes, and what the memory has to hold; None where it is unknown.
+
+    `state` is what a sequence's recurrent layers keep; a token reads and writes it.
+    """
 
     fixed: int
     expert: float
     experts: int
     chosen: int
     resident: int
-    state: int
-    cache: tuple[CacheLayer, ...]
+    state: int | None
+    cache: tuple[CacheLayer, ...] | None
     most_context: int | None
+    notes: tuple[str, ...]
 
     def weights(self, tokens: int = 1) -> float:
         """Weight bytes read by a pass over `tokens` tokens at once: each expert at most once, chosen independently."""
@@ -56,34 +57,45 @@ class Costs:
         distinct = self.experts * (1 - (1 - self.chosen / self.experts) ** tokens)
         return self.fixed + self.expert * distinct
 
-    def cache_bytes(self, context: int, *, value_bytes: int) -> int:
-        """The KV cache of one sequence of `context` tokens."""
+    def cache_bytes(self, context: int, *, value_bytes: int, sparks: int = 1) -> float | None:
+        """What one machine holds of the KV cache of a sequence of `context` tokens."""
+        if self.cache is None:
+            return None if context else 0
         return sum(
-            layer.values * value_bytes * (context if layer.window is None else min(context, layer.window))
+            layer.values
+            * value_bytes
+            * (context if layer.window is None else min(context, layer.window))
+            / max(1, min(sparks, layer.heads))
             for layer in self.cache
         )
 
     def tokens_per_second(self, context: int, *, sparks: int = 1, value_bytes: int, streams: int = 1) -> float | None:
-        """The bound for `streams` sequences decoded together over `sparks` machines; None when nothing is read."""
-        own = self.state + self.cache_bytes(context, value_bytes=value_bytes)
-        total = self.weights(streams) + streams * own
-        return streams * sparks * BANDWIDTH / total if total > 0 else None
+        """The bound for `streams` sequences decoded together over `sparks` machines; None when it is unknown."""
+        cache = self.cache_bytes(context, value_bytes=value_bytes, sparks=sparks)
+        if cache is None:
+            return None
+        shared = self.weights(streams) + streams * 2 * (self.state or 0)
+        total = shared / sparks + streams * cache
+        return streams * BANDWIDTH / total if total > 0 else None
+
+    def weights_fit(self, *, sparks: int, usable: float) -> bool:
+        """Whether `sparks` machines hold the weights, when each gives `usable` bytes to weights and cache."""
+        return self.resident <= sparks * usable
 
     def longest_context(self, *, sparks: int, usable: float, value_bytes: int) -> int | None:
-        """Tokens of KV cache, all sequences together, that fit beside the weights; None when the weights do not fit.
+        """Tokens of KV cache, all sequences together, that fit beside the weights; None when none do, or unknown.
 
         `usable` is what one machine gives to weights and cache.
         """
-        left = sparks * usable - self.resident
-        if left < 0:
+        if self.cache is None or not self.weights_fit(sparks=sparks, usable=usable):
             return None
-        low, high = 0, self.most_context or 1 << 24
+        left = usable - (self.resident + (self.state or 0)) / sparks
+        low, high = 0, self.most_context or _ENDLESS
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self.cache_bytes(middle, value_bytes=value_bytes) <= left else (low, middle - 1)
-            )
-        return low
+            held = self.cache_bytes(middle, value_bytes=value_bytes, sparks=sparks)
+            low, high = (middle, high) if held is not None and held <= left else (low, middle - 1)
+        return None if self.most_context is None and low == _ENDLESS else low
 
 
 def costs(checkpoint: Checkpoint) -> Costs:
@@ -94,10 +106,12 @@ def costs(checkpoint: Checkpoint) -> Costs:
     routed = 0
     resident = 0
     has_head = any(module.role is Role.HEAD for module in checkpoint.modules.values())
-    layers = number(checkpoint.text, "num_hidden_layers", "n_layer")
+    layers = layer_count(checkpoint.text)
     for module in checkpoint.modules.values():
         resident += module.nbytes
-        if module.role is Role.EXPERT and not _is_extra(module, layers):
+        if not takes_part(module, layers):
+            continue
+        if module.role is Role.EXPERT:
             routed += module.nbytes
             stacked = max(stacked, module.stacked_experts)
             if module.expert is not None:
@@ -106,19 +120,21 @@ def costs(checkpoint: Checkpoint) -> Costs:
             # Without a head of its own the model multiplies with the embedding; else it looks up one row.
             tied = not has_head and module.name.endswith(("embed_tokens", "wte"))
             fixed += module.nbytes if tied else _row(module)
-        elif module.role not in (Role.MTP, Role.VISION) and not _is_extra(module, layers):
+        else:
             fixed += module.nbytes
     experts = max((len(one) for one in by_layer.values()), default=stacked)
     chosen = number(checkpoint.text, *_TOP_K) or experts
+    memory = kept(checkpoint)
     return Costs(
         fixed=fixed,
         expert=routed / experts if experts else 0.0,
         experts=experts,
         chosen=max(0, min(chosen, experts)),
         resident=resident,
-        state=_recurrent_state(checkpoint),
-        cache=_cache(checkpoint, layers),
-        most_context=number(checkpoint.text, "max_position_embeddings"),
+        state=memory.state,
+        cache=memory.layers,
+        most_context=number(checkpoint.text, *_LONGEST),
+        notes=memory.notes,
     )
 
 
@@ -126,71 +142,40 @@ def _row(module: Module) -> int:
     return module.nbytes // module.shape[0] if len(module.shape) > 1 and module.shape[0] else 0
 
 
-def _is_extra(module: Module, layers: int | None) -> bool:
-    """Layers beyond the declared ones predict several tokens ahead and take no part in plain decoding."""
-    return layers is not None and module.layer is not None and module.layer >= layers
-
-
-def _cache(checkpoint: Checkpoint, layers: int | None) -> tuple[CacheLayer, ...]:
-    """What each attention layer keeps of a token: the outputs of its key and value projections."""
-    kinds = strings(checkpoint.text.get("layer_types"))
-    window = number(checkpoint.text, "sliding_window")
-    everywhere = not kinds and checkpoint.text.get("use_sliding_window", True) is True
-    found: list[CacheLayer] = []
-    for module in checkpoint.modules.values():
-        if module.role is not Role.ATTENTION or not module.shape or module.layer is None or _is_extra(module, layers):
-            continue
-        parent, _, last = module.name.rpartition(".")
-        values = 0
-        if last == "k_proj":
-            value = checkpoint.modules.get(f"{parent}.v_proj")
-            values = module.shape[0] + (value.shape[0] if value is not None and value.shape else module.shape[0])
-        elif last == "kv_a_proj_with_mqa":
-            values = module.shape[0]
-        if not values:
-            continue
-        slides = everywhere or (module.layer < len(kinds) and kinds[module.layer] == "sliding_attention")
-        found.append(CacheLayer(values=values, window=window if slides else None))
-    return tuple(found)
-
-
-def _recurrent_state(checkpoint: Checkpoint) -> int:
-    """Bytes of linear-attention state that a token reads and writes, kept in float32."""
-    settings = checkpoint.text
-    heads = number(settings, "linear_num_value_heads") or 0
-    key = number(settings, "linear_key_head_dim") or 0
-    value = number(settings, "linear_value_head_dim") or 0
-    layers = {
-        module.layer
-        for module in checkpoint.modules.values()
-        if ".linear_attn." in module.name and module.role is not Role.MTP
-    }
-    return 2 * 4 * heads * key * value * len(layers)
-
-
 def roofline(
     checkpoint: Checkpoint,
     *,
-    contexts: Sequence[int] = CONTEXTS,
+    contexts: Sequence[int] | None = None,
     memory_share: float = 0.75,
     reserve: float = 4e9,
     streams: int = 1,
 ) -> dict[str, Any]:
     """The bounds as plain data: bytes per token, tok/s for one to four Sparks, and the context that fits.
 
-    `memory_share` is what vLLM may take of a machine (GPU_MEMORY_UTIL), `reserve` the part of it that is neither
-    weights nor cache.
+    None stands for what neither tensors nor config.json tell; `notes` say why. Without `contexts`, those of CONTEXTS
+    that the model has. `memory_share` is what vLLM may take of a machine (GPU_MEMORY_UTIL), `reserve` the part of it
+    that is neither weights nor cache.
+
+    Raises:
+        UsageError: a context is longer than the model's longest.
     """
     found = costs(checkpoint)
     usable = MEMORY * memory_share - reserve
-    contexts = [one for one in contexts if found.most_context is None or one <= found.most_context]
+    longest = found.most_context
+    if contexts is None:
+        contexts = [one for one in CONTEXTS if longest is None or one <= longest]
+    elif longest is not None and max(contexts, default=0) > longest:
+        raise UsageError(
+            f"a context of {max(contexts):,} tokens is more than the model's {longest:,}",
+            cause="config.json says how long a context the model has",
+            remedy=f"name contexts of at most {longest}",
+        )
     return {
         "bytes_per_token": {
             "weights": round(found.weights()),
-            "state": found.state,
-            "kv_per_context_token": {
-                name: found.cache_bytes(1, value_bytes=size) for name, size in CACHE_BYTES.items()
-            },
+            "state": None if found.state is None else 2 * found.state,
+            "kv_per_context_token": _cached(found, 1),
+            "kv_beyond_windows": _cached(replace(found, cache=_without_window(found.cache)), 1),
         },
         "experts": {"number": found.experts, "chosen": found.chosen},
         "resident_bytes": found.resident,
@@ -216,10 +201,21 @@ def roofline(
             {
                 "sparks": sparks,
                 "kv_cache": name,
+                "weights_fit": found.weights_fit(sparks=sparks, usable=usable),
                 "context": found.longest_context(sparks=sparks, usable=usable, value_bytes=size),
                 "most_context": found.most_context,
             }
             for sparks in SPARKS
             for name, size in CACHE_BYTES.items()
         ],
+        "notes": list(found.notes),
     }
+
+
+def _cached(found: Costs, context: int) -> dict[str, int | None]:
+    sizes = {name: found.cache_bytes(context, value_bytes=size) for name, size in CACHE_BYTES.items()}
+    return {name: None if size is None else round(size) for name, size in sizes.items()}
+
+
+def _without_window(cache: tuple[CacheLayer, ...] | None) -> tuple[CacheLayer, ...] | None:
+    return None if cache is None else tuple(layer for layer in cache if layer.window is None)

@@ -11,7 +11,7 @@ from sparkwright.checkpoint.findings import RULES, markdown
 from sparkwright.checkpoint.inspection import format_name
 from sparkwright.checkpoint.inspection import inspect as inspect_checkpoint
 from sparkwright.checkpoint.repair import Actions, repair_in_place, repair_into
-from sparkwright.checkpoint.roofline import CONTEXTS, SPARKS
+from sparkwright.checkpoint.roofline import SPARKS
 from sparkwright.checkpoint.roofline import roofline as bounds
 from sparkwright.checkpoint.verify import SAMPLE, Verification, verify_headers
 from sparkwright.checkpoint.verify import verify as verify_checkpoint
@@ -244,7 +244,7 @@ def roofline(
     json: JsonOption = False,
 ) -> None:
     """Bound tok/s by what has to be read for a token, for one to four Sparks, and say which context fits."""
-    found = bounds(read_checkpoint(directory), contexts=context or CONTEXTS, memory_share=memory_share, streams=streams)
+    found = bounds(read_checkpoint(directory), contexts=context, memory_share=memory_share, streams=streams)
     if json:
         print_json(found)
     else:
@@ -253,39 +253,35 @@ def roofline(
 
 def _show_roofline(found: dict[str, Any]) -> None:
     read = found["bytes_per_token"]
-    cache = read["kv_per_context_token"]
     experts = found["experts"]
-    print_table(
-        "Read for one decoded token",
-        ("what", "value"),
-        [
-            ("weights", f"{read['weights'] / 1e9:.3f} GB"),
-            ("experts", f"{experts['chosen']} of {experts['number']}" if experts["number"] else "none"),
-            ("recurrent state, read and written", f"{read['state'] / 1e6:.1f} MB"),
-            (
-                "KV cache for each token of context",
-                f"{cache['bf16'] / 1e3:.1f} kB in BF16, {cache['fp8'] / 1e3:.1f} kB in FP8",
-            ),
-        ],
-    )
+    beyond = read["kv_beyond_windows"]
+    rows = [
+        ("weights", f"{read['weights'] / 1e9:.3f} GB"),
+        ("experts", f"{experts['chosen']} of {experts['number']}" if experts["number"] else "none"),
+        (
+            "recurrent state, read and written",
+            "unknown" if read["state"] is None else f"{read['state'] / 1e6:.1f} MB",
+        ),
+        ("KV cache for each token of context", _by_type(read["kv_per_context_token"])),
+    ]
+    if beyond != read["kv_per_context_token"]:
+        rows.append(("for each token beyond the layers' windows", _by_type(beyond)))
+    print_table("Read for one decoded token", ("what", "value"), rows)
     assumed = found["assumptions"]
-    rows: dict[tuple[int, str], list[str]] = {}
+    speeds: dict[tuple[int, str], list[str]] = {}
     for one in found["tokens_per_second"]:
         bound = one["bound"]
-        rows.setdefault((one["context"], one["kv_cache"]), []).append("none" if bound is None else f"{bound:.1f}")
+        speeds.setdefault((one["context"], one["kv_cache"]), []).append("unknown" if bound is None else f"{bound:.1f}")
     sparks = tuple(f"{number} Spark{'s' if number > 1 else ''}" for number in SPARKS)
     print_table(
         f"Upper bound of tok/s at {assumed['bandwidth_bytes_per_second'] / 1e9:g} GB/s, {assumed['streams']} at once; "
         "several Sparks with ideal tensor parallelism",
         ("context", "KV cache", *sparks),
-        [(f"{context:,}", name, *values) for (context, name), values in rows.items()],
+        [(f"{context:,}", name, *values) for (context, name), values in speeds.items()],
     )
     fits: dict[str, list[str]] = {}
     for one in found["fits"]:
-        length = one["context"]
-        text = "weights do not fit" if length is None else f"{length:,}"
-        whole = length is not None and length == one["most_context"]
-        fits.setdefault(one["kv_cache"], []).append(text + (" (all the model has)" if whole else ""))
+        fits.setdefault(one["kv_cache"], []).append(_fitting(one))
     print_table(
         f"Tokens of context that fit when vLLM takes {assumed['memory_share']:.0%} of "
         f"{assumed['memory_bytes'] / 1e9:g} GB, of which {assumed['reserve_bytes'] / 1e9:g} GB hold neither weights "
@@ -293,3 +289,18 @@ def _show_roofline(found: dict[str, Any]) -> None:
         ("KV cache", *sparks),
         [(name, *values) for name, values in fits.items()],
     )
+    for one in found["notes"]:
+        print(one)
+
+
+def _by_type(cache: dict[str, int | None]) -> str:
+    bf16, fp8 = cache["bf16"], cache["fp8"]
+    return "unknown" if bf16 is None or fp8 is None else f"{bf16 / 1e3:.1f} kB in BF16, {fp8 / 1e3:.1f} kB in FP8"
+
+
+def _fitting(one: dict[str, Any]) -> str:
+    if not one["weights_fit"]:
+        return "weights do not fit"
+    if one["context"] is None:
+        return "unknown"
+    return f"{one['context']:,}" + (" (all the model has)" if one["context"] == one["most_context"] else "")

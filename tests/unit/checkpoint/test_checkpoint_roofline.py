@@ -9,89 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.checkpoint.holes import Tensors, bf16, nvfp4, write
+from tests.unit.checkpoint.models import dense
 
 from sparkwright.checkpoint.checkpoint import read_checkpoint
 from sparkwright.checkpoint.inspection import inspect
 from sparkwright.checkpoint.roofline import costs
 from sparkwright.checkpoint.verify import verify_headers
-
-Tensors = dict[str, tuple[str, tuple[int, ...]]]
-SIZES = {"BF16": 2, "U8": 1, "F8_E4M3": 1, "F32": 4}
-
-
-def nvfp4(name: str, rows: int, columns: int) -> Tensors:
-    return {
-        f"{name}.weight": ("U8", (rows, columns // 2)),
-        f"{name}.weight_scale": ("F8_E4M3", (rows, columns // 16)),
-        f"{name}.weight_scale_2": ("F32", ()),
-        f"{name}.input_scale": ("F32", ()),
-    }
-
-
-def bf16(name: str, *shape: int) -> Tensors:
-    return {f"{name}.weight": ("BF16", shape)}
-
-
-def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    size = SIZES[dtype]
-    for one in shape:
-        size *= one
-    return size
-
-
-def write(root: Path, tensors: Tensors, config: dict[str, object], *, shards: int) -> Path:
-    """Headers with real sizes over holes: the files claim 66 GB and take a few hundred kB."""
-    root.mkdir()
-    names = list(tensors)
-    places: dict[str, str] = {}
-    for shard in range(shards):
-        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
-        header: dict[str, object] = {}
-        at = 0
-        for name in names[shard * len(names) // shards : (shard + 1) * len(names) // shards]:
-            dtype, shape = tensors[name]
-            end = at + nbytes(dtype, shape)
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
-            places[name] = file
-            at = end
-        text = json.dumps(header).encode()
-        with (root / file).open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            stream.truncate(8 + len(text) + at)
-    (root / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    (root / "config.json").write_text(json.dumps(config))
-    (root / "tokenizer.json").write_text("{}")
-    (root / "chat_template.jinja").write_text("{{ messages }}")
-    return root
-
-
-QUANTIZATION = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
-
-
-def dense(
-    *, layers: int, hidden: int, wide: int, heads: int, kv_heads: int, vocabulary: int
-) -> tuple[Tensors, dict[str, object]]:
-    tensors = bf16("model.embed_tokens", vocabulary, hidden)
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}"
-        tensors |= bf16(f"{prefix}.input_layernorm", hidden) | bf16(f"{prefix}.post_attention_layernorm", hidden)
-        tensors |= nvfp4(f"{prefix}.self_attn.q_proj", heads * 128, hidden)
-        tensors |= nvfp4(f"{prefix}.self_attn.k_proj", kv_heads * 128, hidden)
-        tensors |= nvfp4(f"{prefix}.self_attn.v_proj", kv_heads * 128, hidden)
-        tensors |= nvfp4(f"{prefix}.self_attn.o_proj", hidden, heads * 128)
-        tensors |= nvfp4(f"{prefix}.mlp.gate_proj", wide, hidden)
-        tensors |= nvfp4(f"{prefix}.mlp.up_proj", wide, hidden)
-        tensors |= nvfp4(f"{prefix}.mlp.down_proj", hidden, wide)
-    tensors |= bf16("model.norm", hidden) | bf16("lm_head", vocabulary, hidden)
-    config = {
-        "architectures": ["MistralForCausalLM"],
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 131072,
-        "quantization_config": QUANTIZATION,
-    }
-    return tensors, config
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +119,7 @@ def test_roofline_of_a_hybrid_mixture(tmp_path: Path) -> None:
             tensors |= bf16(f"{prefix}.linear_attn.in_proj_qkvz", 12288, hidden)
             tensors |= bf16(f"{prefix}.linear_attn.in_proj_ba", 64, hidden)
             tensors |= bf16(f"{prefix}.linear_attn.out_proj", hidden, 4096)
+            tensors[f"{prefix}.linear_attn.A_log"] = ("BF16", (32,))
         tensors |= bf16(f"{prefix}.mlp.gate", experts, hidden)
         for name, shape in {"gate_up_proj": (2 * wide, hidden), "down_proj": (hidden, wide)}.items():
             stacked = f"{prefix}.mlp.experts.{name}"
@@ -209,18 +134,17 @@ def test_roofline_of_a_hybrid_mixture(tmp_path: Path) -> None:
     config: dict[str, object] = {
         "num_hidden_layers": 48,
         "num_experts_per_tok": 10,
-        "linear_num_value_heads": 32,
         "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
     }
     found = costs(read_checkpoint(write(tmp_path / "model", tensors, config, shards=2)))
     assert (found.experts, found.chosen) == (512, 10)
-    assert found.state == pytest.approx(0.151e9, rel=0.01)
-    assert found.weights() + found.state == pytest.approx(4.89e9, rel=0.01)
+    assert found.state is not None
+    assert 2 * found.state == pytest.approx(0.151e9, rel=0.01)
+    assert found.weights() + 2 * found.state == pytest.approx(4.89e9, rel=0.01)
     for context, speed in {0: 55.9, 8192: 53.6, 32768: 48.0, 131072: 33.7}.items():
         assert found.tokens_per_second(context, value_bytes=2) == pytest.approx(speed, rel=0.01)
     # Three tokens at once touch 29.4 of 512 experts, and each moves the state on: 6.84 GB a pass.
-    assert found.weights(3) + 3 * found.state == pytest.approx(6.84e9, rel=0.01)
+    assert found.weights(3) + 3 * 2 * found.state == pytest.approx(6.84e9, rel=0.01)
 
 
 def test_experts_with_tensors_of_their_own_and_tied_embeddings(tmp_path: Path) -> None:
