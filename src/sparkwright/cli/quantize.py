@@ -3,6 +3,7 @@
 import importlib.util
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -118,6 +119,7 @@ def quantize(
         raise UsageError("there is no calibration data", remedy="name it: --data texts.jsonl")
     _require_environment()
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     if not resume:
         estimate.check()
     # tests/quantize compares this release of transformers with modelopt's own flow, bit for bit.
@@ -132,10 +134,10 @@ def quantize(
         _show_report(report, report_path(output))
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, _frame: FrameType | None) -> None:
     # Also for Docker: a process that is the first of its container ignores the signal unless it has a handler.
     note("sparkwright: told to end; the same command with --resume goes on")
-    raise SystemExit(128 + signal.SIGTERM)
+    raise SystemExit(128 + number)
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:
@@ -187,6 +189,11 @@ def _show_plan(plan: Plan, spent: Rate | None) -> None:
         print(f"By {spent.told}: about {clock(plan.flop / spent.flop_per_second)} for the layers.")
 
 
+def _left_out(names: Sequence[str]) -> str:
+    # What serves multi-token prediction is the common case, and its absence shows late.
+    return f"{len(names)} tensors that transformers does not load, from {escape(names[0])} on; no MTP with the result"
+
+
 def _show_report(report: dict[str, Any], path: Path) -> None:
     errors = [one["mean"] for one in report["error_by_layer"].values()]
     calibration = report["calibration"]
@@ -206,6 +213,7 @@ def _show_report(report: dict[str, Any], path: Path) -> None:
                 else "none",
             ),
             ("findings of `checkpoint verify`", len(report["findings"])),
+            *([("left out", _left_out(report["left_out"]))] if report["left_out"] else []),
             ("peak memory", gigabytes(report["peak_rss_bytes"])),
             ("time", f"{report['seconds']['all']:.0f} s"),
             ("report", escape(str(path))),

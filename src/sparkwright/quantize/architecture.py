@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch  # type: ignore[import-not-found]
+import transformers  # type: ignore[import-not-found]
 from accelerate import init_empty_weights  # type: ignore[import-not-found]
+from huggingface_hub.errors import StrictDataclassError  # type: ignore[import-not-found]
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM  # type: ignore[import-not-found]
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping  # type: ignore[import-not-found]
 from transformers.core_model_loading import (  # type: ignore[import-not-found]
     convert_and_load_state_dict_in_model,
@@ -27,7 +29,7 @@ from transformers.core_model_loading import (  # type: ignore[import-not-found]
 from transformers.modeling_utils import LoadStateDictConfig  # type: ignore[import-not-found]
 
 from sparkwright.checkpoint.headers import Tensor
-from sparkwright.errors import ConfigurationError, InputUnreadableError
+from sparkwright.errors import ConfigurationError, InputUnreadableError, UnavailableError, UsageError
 from sparkwright.quantize.source import Source
 
 _STAND_IN_ROWS: Final = 2
@@ -46,10 +48,36 @@ class Call:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` is the first CUDA device when there is one."""
-    if name != "auto":
-        return name
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    """`auto` is the first CUDA device when there is one.
+
+    Raises:
+        UsageError: it is the name of no device.
+        UnavailableError: there is no such CUDA device.
+    """
+    devices = torch.cuda.device_count()
+    if name == "auto":
+        return "cuda:0" if devices else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
+        raise UsageError(f"{name} is no device", remedy="write --device auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(number or 0) >= devices:
+        raise UnavailableError(
+            f"there is no device {name}: torch sees {devices} CUDA devices",
+            remedy="give the container its GPU with --gpus all, or quantize with --device cpu, which takes much longer",
+        )
+    return name
+
+
+@contextmanager
+def _explain_failure(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, KeyError, ImportError, StrictDataclassError) as error:
+        raise ConfigurationError(
+            f"transformers {transformers.__version__} cannot make the model of {root}: {str(error).splitlines()[0]}",
+            cause="it does not know the architecture, or not as a language model alone, or the model brings code of "
+            "its own, which is never run",
+        ) from error
 
 
 class Architecture:
@@ -58,8 +86,8 @@ class Architecture:
     def __init__(self, source: Source, device: str) -> None:
         self.source, self.device = source, device
         self.dtype = getattr(torch, source.dtype)
-        self.config = AutoConfig.from_pretrained(source.root)
-        with init_empty_weights(include_buffers=False):
+        with _explain_failure(source.root), init_empty_weights(include_buffers=False):
+            self.config = AutoConfig.from_pretrained(source.root)
             self._shell = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
         self.prefix, layers = self._find_layers()
         self._layers = list(layers)

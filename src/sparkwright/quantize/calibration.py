@@ -72,7 +72,7 @@ def encoder(tokenizer: Any) -> Callable[[Text], list[int]]:  # noqa: ANN401
 
 
 def _encode_chat(tokenizer: Any, chat: Sequence[Mapping[str, Any]]) -> list[int]:  # noqa: ANN401
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError  # type: ignore[import-not-found]
 
     if not tokenizer.chat_template:
         raise ConfigurationError(
@@ -232,7 +232,7 @@ def _turn(turn: Any, data: str) -> Mapping[str, Any]:  # noqa: ANN401
     if isinstance(turn, dict):
         if {"role", "content"} <= turn.keys():
             return turn
-        if "value" in turn and (role := _ROLES.get(turn.get("from"))):
+        if "value" in turn and (role := _ROLES.get(str(turn.get("from")))):
             return {"role": role, "content": turn["value"]}
     raise InputUnreadableError(
         f"{data}: a turn of a chat is none: {json.dumps(turn, ensure_ascii=False, default=str)[:300]}",

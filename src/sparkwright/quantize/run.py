@@ -18,11 +18,12 @@ from sparkwright import __version__
 from sparkwright.checkpoint.findings import Severity
 from sparkwright.checkpoint.headers import Tensor
 from sparkwright.checkpoint.verify import SAMPLE, Verification, verify
-from sparkwright.errors import BuildFailedError
+from sparkwright.errors import BuildFailedError, InputUnreadableError
 from sparkwright.files import exclusive_lock, explain_write_errors, write_json
 from sparkwright.quantize.architecture import Architecture, resolve_device
 from sparkwright.quantize.calibration import Samples, read_samples
 from sparkwright.quantize.display import Display
+from sparkwright.quantize.inputs import Inputs
 from sparkwright.quantize.options import Options
 from sparkwright.quantize.output import (
     copy_companions,
@@ -35,8 +36,9 @@ from sparkwright.quantize.plan import Plan
 from sparkwright.quantize.rate import measured
 from sparkwright.quantize.source import Source
 from sparkwright.quantize.stage import quant_config, quiet, write_settings
-from sparkwright.quantize.state import begin, end, superseded
+from sparkwright.quantize.state import begin, end
 from sparkwright.quantize.worker import Worker
+from sparkwright.report import note
 
 _PACKAGES: Final = ("nvidia-modelopt", "transformers", "torch", "safetensors", "ray")
 _SAMPLE_TENSORS: Final = 2000  # with more Linears than this, fewer weights of each are compared
@@ -71,35 +73,19 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         options, display = self._options, self._display
+        # What is wrong with the model, the recipe or the data ends the run here, before its folder is taken.
+        architecture = Architecture(self._source, resolve_device(options.device))
+        quant_config(architecture, options.recipe)
+        rest = architecture.rest()
         with display.phase("reading calibration data"):
-            tokenizer = AutoTokenizer.from_pretrained(self._source.root)
-            samples = read_samples(options.calibration, tokenizer)
+            samples = read_samples(options.calibration, _tokenizer(self._source.root))
         identity = self._identity(samples)
         finished = self._finished(identity)
         if finished is not None:
             end(self._output)
             return finished
         state = begin(self._output, identity, resume=options.resume)
-        architecture = Architecture(self._source, resolve_device(options.device))
-        # Before the long part: a recipe that fits no module ends the run here.
-        quant_config(architecture, options.recipe)
-        rest = architecture.rest()
-        if options.nodes is None:
-            nodes: list[dict[str, Any]] = []
-            self._one_process(architecture, samples, state)
-        else:
-            from sparkwright.quantize.cluster import on_nodes
-
-            nodes = on_nodes(
-                self._source,
-                options,
-                options.nodes,
-                self._plan,
-                samples,
-                identity=identity,
-                shard=self._shard,
-                display=display,
-            )
+        nodes = self._layers(architecture, samples, state)
         with display.phase("copying the rest"):
             self._finish(architecture, rest, state)
         with display.phase("verifying"):
@@ -125,8 +111,6 @@ class _Run:
             "model": self._source.digest,
             "calibration data": samples.sha256,
             "recipe": options.recipe.to_json(),
-            "layers": None if options.nodes is None else list(options.nodes.shard_layers),
-            "actors": None if options.nodes is None else options.nodes.actors,
             "device": resolve_device(options.device).partition(":")[0],
             "threads": options.threads,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -135,29 +119,36 @@ class _Run:
     def _shard(self, layer: int) -> Path:
         return self._output / shard_name(layer, self._source.layers)
 
-    def _one_process(self, architecture: Architecture, samples: Samples, state: Path) -> None:
-        layers = range(len(architecture))
+    def _layers(self, architecture: Architecture, samples: Samples, state: Path) -> list[dict[str, Any]]:
+        options, layers = self._options, range(len(architecture))
         if all(self._shard(layer).exists() for layer in layers):
-            return
-        worker = Worker(
+            return []
+        inputs = Inputs(
             architecture,
-            self._options.recipe,
             samples=len(samples.tokens),
-            length=self._options.calibration.length,
-            save_every=self._plan.save_every,
+            length=options.calibration.length,
             state=state,
-            scratch=_scratch(self._options, state),
-            shard=self._shard,
+            scratch=_scratch(options, state),
         )
-        start = worker.position or 0
+        start = inputs.position or 0
+        if options.resume:
+            note(f"going on at layer {start + 1} of {len(layers)}" if start else "no hidden states were kept: from layer 1")
+        if options.nodes is not None:
+            from sparkwright.quantize.cluster import on_nodes
+
+            place = {"start": start, "inputs": inputs, "shard": self._shard, "display": self._display}
+            return on_nodes(self._source, options, options.nodes, self._plan, samples, **place)
+        worker = Worker(architecture, options.recipe, inputs, shard=self._shard)
         self._display.expect("quantizing", len(layers) - start)
         if start == 0:
-            worker.begin(architecture.first_inputs(map(torch.tensor, samples.tokens)))
+            inputs.store(0, architecture.first_inputs(map(torch.tensor, samples.tokens)))
         for layer in layers[start:]:
             worker.layer(layer)
-            for old in superseded(layer, self._plan.save_every):
-                worker.forget(old)
+            if self._plan.saves(layer + 1):
+                inputs.save(layer + 1)
+            inputs.done(layer)
             self._display.advance("quantizing", detail=" layers")
+        return []
 
     def _finish(self, architecture: Architecture, rest: dict[str, Tensor], state: Path) -> None:
         layers = len(architecture)
@@ -230,6 +221,17 @@ class _Run:
             ),
             "seconds": self._display.seconds | {"all": time.time() - self._started},
         }
+
+
+def _tokenizer(root: Path) -> Any:  # noqa: ANN401
+    try:
+        return AutoTokenizer.from_pretrained(root)
+    except (ValueError, OSError, KeyError, ImportError, TypeError) as error:
+        raise InputUnreadableError(
+            f"{root} has no tokenizer that transformers can read: {str(error).splitlines()[0]}",
+            cause="tokenizer.json and tokenizer_config.json were not downloaded, or it needs code of its own",
+            remedy="download the whole model: hf download OWNER/NAME --local-dir FOLDER",
+        ) from error
 
 
 def _scratch(options: Options, state: Path) -> Path:

@@ -1,14 +1,16 @@
 """One decoder layer and what modelopt does with it: measure, pack, and say of the whole model what it did.
 
-modelopt's own functions do all the arithmetic. Its public export takes a whole model in memory and writes all of it, so
-what that is made of is called here for one layer at a time: the functions that begin with an underscore, until modelopt
-has an export that gives tensors. Tests compare the result with that of the public export, and its release is locked.
+modelopt's own functions do all the arithmetic. Its public export writes the files of a whole model that is in memory or
+offloaded, so what that is made of is called here for one layer at a time: the functions that begin with an underscore,
+until modelopt has an export that gives tensors. Tests compare the result with that of the public export; its release is
+locked.
 """
 
 import copy
+import fnmatch
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +33,7 @@ from transformers import GenerationConfig  # type: ignore[import-not-found]
 from transformers.conversion_mapping import get_model_conversion_mapping  # type: ignore[import-not-found]
 from transformers.utils import logging  # type: ignore[import-not-found]
 
-from sparkwright.errors import ConfigurationError
+from sparkwright.errors import ConfigurationError, UsageError
 from sparkwright.quantize.architecture import Architecture
 from sparkwright.quantize.gates import check_calibrated, check_scales
 from sparkwright.quantize.options import Attention, KvCache, Recipe
@@ -55,9 +57,12 @@ def settings(recipe: Recipe, attention: Iterable[str]) -> dict[str, Any]:
     if recipe.kv_cache is KvCache.FP8:
         entries += copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
     for pattern in recipe.exclude:
-        names = {pattern, f"{pattern}.*"} if not pattern.endswith("*") else {pattern}
-        entries += [{"quantizer_name": name, "enable": False} for name in sorted(names)]
+        entries += [{"quantizer_name": name, "enable": False} for name in _with_all_below(pattern)]
     return {**chosen, "algorithm": None}
+
+
+def _with_all_below(pattern: str) -> list[str]:
+    return [pattern] if pattern.endswith("*") else [pattern, f"{pattern}.*"]
 
 
 def _of_attention(chosen: Attention, path: str) -> list[dict[str, Any]]:
@@ -128,9 +133,11 @@ def quant_config(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: the recipe leaves nothing to quantize.
+        UsageError: a pattern of the recipe matches nothing.
     """
     model = architecture.whole()
     _insert(model, recipe, architecture)
+    _check_patterns(recipe, [name for name, _ in model.named_modules()], architecture.prefix)
     if not any(
         "weight_quantizer" in name and module.is_enabled
         for name, module in model.named_modules()
@@ -147,6 +154,18 @@ def quant_config(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:
     if mapper is not None:
         revert_quant_config_names(config.get("quantization", {}), mapper)
     return config
+
+
+def _check_patterns(recipe: Recipe, modules: Sequence[str], prefix: str) -> None:
+    for pattern in recipe.exclude:
+        if not any(fnmatch.filter(modules, one) for one in _with_all_below(pattern)):
+            # Of the last layer: the first ones of some mixtures are dense.
+            last = [name for name in modules if name.startswith(f"{prefix}.") and "weight_quantizer" in name][-1]
+            raise UsageError(
+                f"--exclude {pattern} matches no module, so it would leave nothing out",
+                cause="a pattern has to match the whole name, and transformers may hold the experts of a layer as one",
+                remedy=f"names are like {last.rpartition('.')[0]}; '*.self_attn' leaves out attention in all layers",
+            )
 
 
 def write_settings(architecture: Architecture, recipe: Recipe, folder: Path) -> None:
