@@ -93,16 +93,43 @@ def test_every_layer_used_the_kernels(answers: dict[str, Any]) -> None:
     assert answers["emulated"]["calls"] == {}
 
 
-def test_every_layout_that_vllm_makes_is_read_as_it_is_meant(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def in_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What vLLM's own classes did with the plugin in one process without a model."""
+    home = tmp_path_factory.mktemp("process")
+    alone = {"HF_HUB_OFFLINE": "1", "HOME": str(home), "PATH": os.environ["PATH"]}
+    run([environment("serve.txt"), VLLM_CPU / "layouts.py", home / "found.json"], env=alone | variables())
+    return dict(json.loads((home / "found.json").read_text(encoding="utf-8")))
+
+
+def test_every_layout_that_vllm_makes_is_read_as_it_is_meant(in_process: dict[str, Any]) -> None:
     """By vLLM's own classes: its linear kernels and expert backends, modelopt's and compressed-tensors' scales."""
-    found = tmp_path / "found.json"
-    alone = {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    run([environment("serve.txt"), VLLM_CPU / "layouts.py", found], env=alone | variables())
-    errors = json.loads(found.read_text(encoding="utf-8"))
+    errors = {kind: in_process[kind] for kind in ("linear", "experts")}
     assert len(errors["linear"]) == 12
     assert len(errors["experts"]) == 6
     # bfloat16's rounding is 2^-9 of a value; another layout gives errors of the size of the values.
     assert {name: error for kind in errors.values() for name, error in kind.items() if error > 2**-8} == {}
+
+
+def test_the_compile_cache_keeps_graphs_with_and_without_the_kernels_apart(in_process: dict[str, Any]) -> None:
+    served = in_process["switch"]["served"]
+    # Of 20 tokens and of 3.
+    assert {name: each["own kernel"] for name, each in served.items()} == {
+        "off": [False, False],
+        "on": [False, True],
+        "on again": [False, True],
+        "off again": [False, False],
+    }
+    assert {name: each["from disk"] for name, each in served.items()} == {
+        "off": False,
+        "on": False,
+        "on again": True,
+        "off again": True,
+    }
+
+
+def test_the_plugins_operator_has_one_graph_for_every_number_of_tokens(in_process: dict[str, Any]) -> None:
+    assert in_process["switch"]["operator"] == [[20, 16], [3, 16]]
 
 
 def test_the_plugin_is_an_entry_point_of_the_distribution() -> None:

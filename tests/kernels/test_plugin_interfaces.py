@@ -10,7 +10,7 @@ from tests.kernels.build import KERNELS
 pytestmark = pytest.mark.sources
 
 PLUGIN = KERNELS / "python" / "gb10_kernels" / "vllm_plugin"
-FILES = ("__init__.py", "fallback.py", "linear.py", "moe.py")
+FILES = ("__init__.py", "compile_cache.py", "fallback.py", "linear.py", "moe.py")
 RELEASES = ("0.32.0", "0.33.0")
 CONFIG = "vllm.model_executor.layers.fused_moe.config"
 HARMLESS = {"Parameter", "replace_parameter", "to"}
@@ -166,6 +166,34 @@ def test_every_field_that_is_read_is_there(vllm: Source) -> None:
     assert asked == {"init_nvfp4_linear_kernel", "register_linear_kernel", "_POSSIBLE_NVFP4_KERNELS"}
     for name in asked:
         assert vllm.find(registry, name) is not None, name
+
+
+def _function(vllm: Source, module: str, name: str) -> ast.FunctionDef:
+    found = vllm.find(module, name)
+    assert isinstance(found, ast.FunctionDef), f"{module}.{name} is no function"
+    return found
+
+
+def test_the_compile_cache_is_keyed_by_the_table_of_variables_and_by_no_kernel(vllm: Source) -> None:
+    """What compile_cache.py says of vLLM: why it writes into a table, and when it need not any more."""
+    factors = _function(vllm, "vllm.envs", "compile_factors")
+    assert "environment_variables.items()" in {
+        ast.unparse(one.iter) for one in factors.body if isinstance(one, ast.For)
+    }
+    key = _function(vllm, "vllm.compilation.caching", "aot_compile_hash_factors")
+    called = {ast.unparse(one.func) for one in ast.walk(key) if isinstance(one, ast.Call)}
+    assert {"envs.compile_factors", "vllm_config.compute_hash"} <= called
+    assert called <= {"envs.compile_factors", "vllm_config.compute_hash", "hash_factors", "get_inductor_factors"} | {
+        "factors.append",
+        "factors.extend",
+    }
+    # Nothing in vllm.envs adds to its table for others.
+    functions = {one.name for one in vllm.module("vllm.envs").body if isinstance(one, ast.FunctionDef)}
+    assert [name for name in functions if "register" in name or "add_" in name] == []
+    copied = _method(vllm.class_("vllm.config.vllm", "VllmConfig"), "with_hf_config")
+    assert copied is not None
+    assert isinstance(copied.body[-1], ast.Return)
+    assert ast.unparse(copied.body[-1]).startswith("return replace(self,")
 
 
 def _table(file: str, name: str) -> ast.Dict:

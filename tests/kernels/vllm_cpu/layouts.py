@@ -1,6 +1,6 @@
 """vLLM's own classes lay out NVFP4 weights for each of its kernels; the plugin must compute with what they leave.
 
-    python layouts.py OUTPUT.json    the largest relative error of each case, and what went back to vLLM
+    python layouts.py OUTPUT.json    the largest relative error of each case; what went back to vLLM; switch's answers
 
 The weights are turned over as in a server with a GPU, only that they stay on the CPU and that no GEMM of vLLM runs.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import switch  # type: ignore[import-not-found]
 import torch  # type: ignore[import-not-found]
 from gb10_kernels import reference  # type: ignore[import-not-found]
 from gb10_kernels.vllm_plugin import linear, moe  # type: ignore[import-not-found]
@@ -164,8 +165,9 @@ def leave_out_the_gpu() -> None:
 
 def main() -> None:
     """Write what was found."""
+    switched = switch.found()
     leave_out_the_gpu()
-    found = {"linear": dict(linear_layers()), "experts": dict(expert_layers())}
+    found = {"linear": dict(linear_layers()), "experts": dict(expert_layers()), "switch": switched}
     Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
 
 

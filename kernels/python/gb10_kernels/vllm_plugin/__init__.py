@@ -22,7 +22,7 @@ def register() -> None:
         raise ValueError(f"{SWITCH}={wanted} means nothing; 1 uses the kernels of gb10_kernels, 0 does not")
     if wanted == "0":
         return
-    from gb10_kernels.vllm_plugin import linear, moe
+    from gb10_kernels.vllm_plugin import compile_cache, linear, moe
     from gb10_kernels.vllm_plugin.fallback import unusable
 
     reason = unusable()
@@ -31,5 +31,6 @@ def register() -> None:
 
         init_logger("vllm.gb10_kernels").warning("%s=1, and no layer uses gb10_kernels: %s", SWITCH, reason)
         return
+    compile_cache.tell_apart(SWITCH)
     linear.offer()
     moe.offer()
