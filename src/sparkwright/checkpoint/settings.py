@@ -21,6 +21,9 @@ _JUDGED: Final = ("modelopt", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4"
 _NEVER_QUANTIZED: Final = ("vision_tower", "vision_model", "vit_large_projector")
 # And this one whatever any list says.
 _NEVER_QUANTIZED_GATE: Final = "shared_expert_gate"
+# Only these model classes of vLLM (Qwen3-VL-MoE and Qwen3-Omni take theirs from Qwen3-MoE) go by the list for a router;
+# all others build it unquantized.
+QUANTIZES_ROUTERS: Final = ("Qwen3Moe", "Qwen3VLMoe", "Qwen3OmniMoe", "Lfm2Moe", "K2Horizon")
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

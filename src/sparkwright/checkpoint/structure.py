@@ -11,7 +11,7 @@ from sparkwright.checkpoint.completeness import check_completeness
 from sparkwright.checkpoint.encodings import Encoding
 from sparkwright.checkpoint.findings import Finding, finding
 from sparkwright.checkpoint.modules import Module, Role, orphans
-from sparkwright.checkpoint.settings import QuantSettings, is_plain_gate, parse, read_object
+from sparkwright.checkpoint.settings import QUANTIZES_ROUTERS, QuantSettings, is_plain_gate, parse, read_object, strings
 
 # Only words that no model repeats: vision towers do (`vision_model.vision_model`).
 _DOUBLED: Final = re.compile(r"(?:^|\.)(model|layers|language_model|transformer|lm_head|self_attn|mlp)\.\1\.")
@@ -76,7 +76,10 @@ def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:
     mixed = [one for group in _fused(checkpoint).values() if len({m.encoding for m in group}) > 1 for one in group]
     if mixed:
         yield finding("fused-partly-quantized", _weights(mixed))
-    exposed = [one for one in linears if not one.is_quantized and settings.expects_quantized(one) and one not in mixed]
+    apart = {one.name for one in mixed} | (set() if _quantizes_routers(checkpoint) else _routers(checkpoint))
+    exposed = [
+        one for one in linears if not one.is_quantized and one.name not in apart and settings.expects_quantized(one)
+    ]
     listless = not settings.ignore and settings.quantized_layers is None
     if (
         listless and not exposed
@@ -84,8 +87,17 @@ def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:
         exposed = [one for one in linears if one.role is Role.HEAD and not one.is_quantized]
     if exposed:
         yield finding("ignore-empty" if listless else "ignore-lacks", _weights(exposed))
-    if shadowed := [one for one in quantized if settings.ignores(one) and one not in mixed and one not in gates]:
+    named = {one.name for one in (*mixed, *gates)}
+    if shadowed := [one for one in quantized if one.name not in named and settings.ignores(one)]:
         yield finding("ignored-but-quantized", _weights(shadowed))
+
+
+def _quantizes_routers(checkpoint: Checkpoint) -> bool:
+    return any(one.startswith(QUANTIZES_ROUTERS) for one in strings(checkpoint.config.get("architectures")))
+
+
+def _routers(checkpoint: Checkpoint) -> set[str]:
+    return {name for name, one in checkpoint.modules.items() if one.role is Role.ROUTER}
 
 
 def _fits(module: Module, settings: QuantSettings) -> bool:

@@ -140,7 +140,18 @@ def ministral3() -> Model:
     return tensors, config | {"quantization_config": quantization | {"modules_to_not_convert": plain}}
 
 
-MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed, ministral3]
+def glm() -> Model:
+    """Its router is no Linear for llm-compressor, which therefore does not list it."""
+    experts = [f"mlp.experts.{one}" for one in range(2)]
+    tensors = decoder(
+        "model",
+        lambda name, _: attention(f"{name}.self_attn", packed) | bf16(f"{name}.mlp.gate", 2, HIDDEN),
+        lambda name, _: join(mlp(f"{name}.{one}", packed) for one in (*experts, "mlp.shared_experts")),
+    )
+    return tensors, {"architectures": ["Glm4MoeForCausalLM"], **SIZES, **compressed("lm_head")}
+
+
+MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed, ministral3, glm]
 
 
 @pytest.mark.parametrize("make_model", MODELS)
