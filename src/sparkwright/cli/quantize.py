@@ -12,9 +12,10 @@ import typer
 from rich.markup import escape
 
 from sparkwright.errors import UnavailableError, UsageError
+from sparkwright.quantize.calibration import local_data
 from sparkwright.quantize.display import clock
 from sparkwright.quantize.options import Attention, Calibration, KvCache, Nodes, Options, Recipe
-from sparkwright.quantize.plan import Plan, make_plan
+from sparkwright.quantize.plan import Plan, deal_layers, make_plan
 from sparkwright.quantize.rate import Rate, read_rate
 from sparkwright.quantize.source import read_source
 from sparkwright.report import gigabytes, note, print_json, print_table
@@ -104,7 +105,10 @@ def quantize(
         nodes=nodes,
         memory_limit=None if memory is None else int(memory * 1e9),
     )
+    _check_names(options)
     source = read_source(model)
+    if nodes is not None and (wanted := len(nodes.shard_layers) or nodes.actors):
+        deal_layers(source.layers, wanted, nodes.shard_layers)
     estimate = make_plan(source, options)
     if plan:
         spent = None if time_from is None else read_rate(time_from)
@@ -132,6 +136,16 @@ def quantize(
         print_json(report)
     else:
         _show_report(report, report_path(output))
+
+
+def _check_names(options: Options) -> None:
+    output = options.output
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file", remedy="name a new folder for the result")
+    if output.resolve() == options.source.resolve():
+        raise UsageError(f"the result cannot go to {output}: the model is there", remedy="name a new folder for it")
+    if options.calibration.data:
+        local_data(options.calibration)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
@@ -181,7 +195,8 @@ def _show_plan(plan: Plan, spent: Rate | None) -> None:
         f"{plan.parameters / 1e9:.2f} billion parameters; "
         f"a resumed run does at most {plan.save_every} layers again.\n"
         f"The work: {plan.flop / 1e12:,.1f} TFLOP with the layers' weights; {gigabytes(plan.read)} of layers to read; "
-        f"after each layer {gigabytes(plan.hidden_states)} of hidden states {between}."
+        f"after each layer {gigabytes(plan.hidden_states)} of hidden states {between}, "
+        f"{gigabytes(plan.hidden_states * plan.layers)} in all."
     )
     if spent is None:
         print("How long that takes here is not known: --time-from REPORT tells it by an earlier run on this machine.")

@@ -120,10 +120,8 @@ def shuffled(texts: Iterable[Text], seed: int) -> Iterator[Text]:
 
 def read_texts(chosen: Calibration) -> Iterator[Text]:
     """The texts and chats of a file, a folder or a data set of the hub, in their own order."""
-    path = Path(chosen.data)
-    if not path.exists():
-        if path.suffix in (*_TEXT_FILES, *_ROW_FILES) or chosen.data.startswith((".", "/", "~")):
-            raise InputUnreadableError(f"{path} does not exist", remedy="check the spelling of --data")
+    path = local_data(chosen)
+    if path is None:
         yield from _texts(_hub_rows(chosen), chosen)
         return
     files = [path]
@@ -137,6 +135,20 @@ def read_texts(chosen: Calibration) -> Iterator[Text]:
             yield from _texts(rows, chosen)
         else:
             yield _read(file)
+
+
+def local_data(chosen: Calibration) -> Path | None:
+    """The file or folder with the data; None for a data set of the hub.
+
+    Raises:
+        InputUnreadableError: it is the name of a file, and there is none.
+    """
+    path = Path(chosen.data)
+    if path.exists():
+        return path
+    if path.suffix in (*_TEXT_FILES, *_ROW_FILES) or chosen.data.startswith((".", "/", "~")):
+        raise InputUnreadableError(f"{path} does not exist", remedy="check the spelling of --data")
+    return None
 
 
 def _read(path: Path) -> str:

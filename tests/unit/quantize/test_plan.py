@@ -157,9 +157,36 @@ def test_attention_may_be_stored_in_another_way(model: Path) -> None:
 
 def test_without_its_environment_the_command_says_how_to_make_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    done = CliRunner().invoke(app, ["quantize", str(model), str(model.parent / "out"), "--data", "x.jsonl"])
+    data = model.parent / "x.jsonl"
+    data.touch()
+    done = CliRunner().invoke(app, ["quantize", str(model), str(model.parent / "out"), "--data", str(data)])
     assert "requirements/image-0.33.0.txt" in str(done.exception)
     assert not (model.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        (["--data", "nowhere.jsonl"], InputUnreadableError, "nowhere.jsonl does not exist"),
+        (["--ray", "auto", "--shard-layers", "1,1"], UsageError, "makes 2 layers, the model has 3"),
+        (["--ray", "auto", "--actors", "4"], UsageError, "cannot be spread over 4 actors"),
+    ],
+)
+def test_what_the_run_would_refuse_the_plan_refuses(
+    model: Path, options: list[str], error: type[Exception], said: str
+) -> None:
+    done = CliRunner().invoke(app, ["quantize", str(model), str(model.parent / "out"), "--plan", *options])
+    assert isinstance(done.exception, error)
+    assert said in str(done.exception)
+
+
+def test_the_result_needs_a_folder_of_its_own(model: Path) -> None:
+    file = model.parent / "file"
+    file.touch()
+    for output, said in ((model, "the model is there"), (file, "is a file")):
+        done = CliRunner().invoke(app, ["quantize", str(model), str(output), "--plan"])
+        assert isinstance(done.exception, UsageError)
+        assert said in str(done.exception)
 
 
 def test_options_of_ray_need_ray(model: Path) -> None:
