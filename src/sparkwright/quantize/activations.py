@@ -17,10 +17,10 @@ from sparkwright.files import explain_write_errors
 class Activations:
     """Samples of one shape and type, by number."""
 
-    def __init__(self, path: Path, *, shape: tuple[int, ...], dtype: Any, create: bool = False) -> None:  # noqa: ANN401
+    def __init__(self, path: Path, *, shape: tuple[int, ...], dtype: Any, write: bool = False) -> None:  # noqa: ANN401
         self.path, self._shape, self._dtype = path, shape, dtype
         self._nbytes = torch.empty(shape, dtype=dtype, device="meta").nbytes
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC if create else os.O_RDONLY
+        flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
         with explain_write_errors(path):
             self._handle = os.open(path, flags, 0o644)
 

@@ -3,29 +3,36 @@
 While one actor works on a layer, the next one already works on the layer after it, a sample behind. So all nodes work
 at the same time, and every layer is loaded once. Every node needs the unquantized model under the same path. Hidden
 states go from node to node; finished layers come here through the object store, unless all nodes share the folder.
+All that a resumed run needs is here, as a run in one process leaves it.
 """
 
 import hashlib
-import json
+import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray  # type: ignore[import-not-found]
+import torch  # type: ignore[import-not-found]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # type: ignore[import-not-found]
 
 from sparkwright.errors import ConfigurationError, OutputError, SparkwrightError, UnavailableError
 from sparkwright.files import open_atomic
-from sparkwright.quantize.actor import AHEAD, BESIDE, About, LayerActor
+from sparkwright.quantize.actor import AHEAD, BESIDE, About, LayerActor, pack, receive
 from sparkwright.quantize.architecture import resolve_device
 from sparkwright.quantize.calibration import Samples
 from sparkwright.quantize.display import Display
+from sparkwright.quantize.inputs import Inputs
 from sparkwright.quantize.options import Nodes, Options
+from sparkwright.quantize.placement import in_order, place
 from sparkwright.quantize.plan import Plan, deal_layers
 from sparkwright.quantize.source import Source
-from sparkwright.quantize.state import first_layer, superseded, without_gap
+from sparkwright.quantize.state import without_gap
 from sparkwright.report import gigabytes
+
+_START_SECONDS: Final = 300
+"""Until every actor has loaded its libraries and read the model's headers."""
 
 
 def on_nodes(
@@ -35,11 +42,15 @@ def on_nodes(
     plan: Plan,
     samples: Samples,
     *,
-    identity: Mapping[str, Any],
+    start: int,
+    inputs: Inputs,
     shard: Callable[[int], Path],
     display: Display,
 ) -> list[dict[str, Any]]:
-    """Quantize all layers on the nodes of a cluster and bring the shards here; what each node says of itself."""
+    """Quantize the layers from `start` on; what each node says of itself.
+
+    Finished layers come here, and from time to time the inputs of the next one: what a node has can be lost.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         # "local" is a cluster of its own, even where another one runs on this machine.
@@ -56,7 +67,7 @@ def on_nodes(
         ) from error
     signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which says nothing
     try:
-        return _Pipeline(source, options, nodes, plan, samples, identity, shard, display).go()
+        return _Pipeline(source, options, nodes, plan, samples, inputs, shard, display).go(start)
     except ray.exceptions.RayError as error:
         # What fails in one actor reaches the driver through the actors after it, wrapped once by each.
         cause: BaseException | None = error
@@ -83,43 +94,55 @@ class _Pipeline:
         nodes: Nodes,
         plan: Plan,
         samples: Samples,
-        identity: Mapping[str, Any],
+        inputs: Inputs,
         shard: Callable[[int], Path],
         display: Display,
     ) -> None:
         self._source, self._options, self._nodes, self._plan = source, options, nodes, plan
-        self._samples, self._shard, self._display = samples, shard, display
-        text = json.dumps([dict(identity), str(options.output.absolute())], sort_keys=True)
-        self._name = f"sparkwright-quantize-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        # The most memory first; the address makes it the same order next time.
-        alive.sort(key=lambda node: (-node["Resources"].get("memory", 0), node["NodeManagerAddress"]))
-        count = len(nodes.shard_layers) or nodes.actors or len(alive)
-        self._owners = deal_layers(source.layers, count, nodes.shard_layers)
+        self._samples, self._inputs, self._shard, self._display = samples, inputs, shard, display
+        self._dtype = getattr(torch, source.dtype)
+        device = resolve_device(options.device)
+        self._gpus = 0 if device == "cpu" else 1
+        self._places = place(
+            in_order(ray.nodes(), ray.get_runtime_context().get_node_id()),
+            len(nodes.shard_layers) or nodes.actors,
+            options.threads,
+            gpu=bool(self._gpus),
+        )
+        self._owners = deal_layers(source.layers, len(self._places), nodes.shard_layers)
         self._asides: list[Any] = []
-        self._actors = [self._start(number, count, alive[number % len(alive)]) for number in range(count)]
+        self._actors = [self._start(number) for number in range(len(self._places))]
 
-    def _start(self, number: int, count: int, node: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        # Every actor may be asked for samples by all others, and by this process for a finished layer.
-        kind = ray.remote(concurrency_groups={BESIDE: AHEAD * count + 1})(LayerActor)
+    def _start(self, number: int) -> Any:  # noqa: ANN401
+        # Every actor may be asked for samples by all others and by this process, and for a finished layer.
+        kind = ray.remote(concurrency_groups={BESIDE: AHEAD * (len(self._places) + 1) + 1})(LayerActor)
+        node = self._places[number]
+        output = self._options.output.absolute()
+        # The same after a restart, so that what an interrupted run left there goes.
+        name = f"sparkwright-quantize-{hashlib.sha256(os.fsencode(output)).hexdigest()[:16]}"
         return kind.options(
-            num_cpus=self._nodes.cpus_per_actor,
-            num_gpus=0 if resolve_device(self._options.device) == "cpu" else 1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            num_cpus=self._options.threads,
+            num_gpus=self._gpus,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         ).remote(
             self._options,
             len(self._samples.tokens),
-            self._plan.save_every,
-            f"{self._name}/actor-{number}",
+            f"{name}/{self._places[:number].count(node)}",
             self._source.tensors_digest,
-            self._options.output.absolute() if self._nodes.shared_folder else None,
+            output if self._nodes.shared_folder else None,
         )
 
-    def go(self) -> list[dict[str, Any]]:
-        about: list[About] = ray.get([actor.about.remote() for actor in self._actors])
+    def go(self, start: int) -> list[dict[str, Any]]:
+        with self._display.phase("starting an actor on each node"):
+            try:
+                about: list[About] = ray.get([actor.open.remote() for actor in self._actors], timeout=_START_SECONDS)
+            except ray.exceptions.GetTimeoutError as error:
+                raise UnavailableError(
+                    f"not all nodes have started their actors after {_START_SECONDS} s",
+                    cause="another program of the Ray cluster holds their CPUs or GPUs: `ray status` says so",
+                    remedy="end it, then run the same command with --resume",
+                ) from error
         self._check(about)
-        there = {one for one in self._layers if self._shard(one).exists() or one in about[self._owners[one]].shards}
-        start = first_layer([one.position for one in about], self._owners, there)
         self._work(start)
         ray.get(self._asides)
         reports: list[dict[str, Any]] = ray.get([actor.close.remote() for actor in self._actors])
@@ -133,8 +156,9 @@ class _Pipeline:
         return range(self._source.layers)
 
     def _check(self, about: Sequence[About]) -> None:
-        for host in sorted({one.host for one in about}):
-            there = [one for one in about if one.host == host]
+        for node in dict.fromkeys(self._places):
+            there = [one for one, place in zip(about, self._places, strict=True) if place == node]
+            host = there[0].host
             need, free = self._plan.memory * len(there), min(one.memory_available for one in there)
             if need > free:
                 raise ConfigurationError(
@@ -150,18 +174,18 @@ class _Pipeline:
                 )
 
     def _work(self, start: int) -> None:
-        holder = self._owners[start - 1] if start else self._owners[0]
+        first = self._actors[self._owners[start]]
         if start == 0:
-            ray.get(self._actors[holder].begin.remote([list(one) for one in self._samples.tokens]))
+            ray.get(first.begin.remote([list(one) for one in self._samples.tokens]))
+        else:
+            for number, sample in enumerate(self._inputs.samples(start)):
+                ray.get(first.write.remote(start, number, pack(sample)))
         self._display.expect("quantizing", self._source.layers - start)
         running = {}
         for layer in self._layers[start:]:
-            owner = self._owners[layer]
+            owner, holder = self._owners[layer], self._holder(layer, start)
             source = None if owner == holder else self._actors[holder]
             running[self._actors[owner].layer.remote(layer, source)] = layer
-            holder = owner
-        for layer in self._layers[:start]:
-            self._fetch(layer)
         done: set[int] = set()
         finished = start
         while running:
@@ -173,9 +197,20 @@ class _Pipeline:
             # In order: a layer may be done before the actor that made its inputs has brought them to the disk.
             for one in without_gap(done, finished):
                 finished = one + 1
-                for old in superseded(one, self._plan.save_every):
-                    self._asides.append(self._actors[self._owners[max(old - 1, 0)]].forget.remote(old))
+                if self._plan.saves(finished):
+                    self._save(finished)
+                self._asides.append(self._actors[self._holder(one, start)].done.remote(one))
             self._display.advance("quantizing", detail=" layers")
+
+    def _holder(self, layer: int, start: int) -> int:
+        """The actor that has the inputs of a layer: where the layer before was, or where the run begins."""
+        return self._owners[layer - 1 if layer > start else start]
+
+    def _save(self, layer: int) -> None:
+        """Bring inputs here: a run goes on with them on other nodes too, or without any."""
+        holder = self._actors[self._owners[layer - 1]]
+        self._inputs.store(layer, receive(holder, layer, len(self._samples.tokens), self._dtype))
+        self._inputs.save(layer)
 
     def _fetch(self, layer: int) -> None:
         actor, path = self._actors[self._owners[layer]], self._shard(layer)

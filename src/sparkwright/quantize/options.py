@@ -59,7 +59,6 @@ class Nodes:
     address: str
     shard_layers: tuple[int, ...] = ()
     actors: int | None = None
-    cpus_per_actor: float = 1.0
     shared_folder: bool = False
 
 

@@ -57,6 +57,10 @@ class Plan:
         """For scripts."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
+    def saves(self, layer: int) -> bool:
+        """Whether the inputs of a layer are brought to the disk: a resumed run begins there."""
+        return 0 < layer < self.layers and layer % self.save_every == 0
+
     def check(self) -> None:
         """Refuse what cannot fit.
 

@@ -132,12 +132,22 @@ class _Run:
         )
         start = inputs.position or 0
         if options.resume:
-            note(f"going on at layer {start + 1} of {len(layers)}" if start else "no hidden states were kept: from layer 1")
+            where = "going on" if start else "no inputs of a layer were kept yet: beginning again"
+            note(f"{where} at layer {start + 1} of {len(layers)}")
         if options.nodes is not None:
             from sparkwright.quantize.cluster import on_nodes
 
-            place = {"start": start, "inputs": inputs, "shard": self._shard, "display": self._display}
-            return on_nodes(self._source, options, options.nodes, self._plan, samples, **place)
+            return on_nodes(
+                self._source,
+                options,
+                options.nodes,
+                self._plan,
+                samples,
+                start=start,
+                inputs=inputs,
+                shard=self._shard,
+                display=self._display,
+            )
         worker = Worker(architecture, options.recipe, inputs, shard=self._shard)
         self._display.expect("quantizing", len(layers) - start)
         if start == 0:

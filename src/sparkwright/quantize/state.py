@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,37 +29,12 @@ def write_position(path: Path, layer: int) -> None:
     write_json(path, {"layer": layer})
 
 
-def superseded(layer: int, save_every: int) -> list[int]:
-    """The layers whose inputs nobody needs once `layer` and all before it are done.
-
-    Its own, but for those where a resumed run begins.
-    """
-    following = layer + 1
-    if following % save_every == 0:
-        return sorted({following - save_every, layer})
-    return [] if layer % save_every == 0 else [layer]
-
-
 def without_gap(done: Collection[int], start: int) -> range:
     """The layers from `start` on that are done, up to the first that is not."""
     end = start
     while end in done:
         end += 1
     return range(start, end)
-
-
-def first_layer(positions: Sequence[int | None], owners: Sequence[int], there: Collection[int]) -> int:
-    """Where a resumed run on several nodes begins: at inputs that are left, if all layers before them are there too.
-
-    `positions` are what the actors noted, `owners` says which actor has each layer, `there` are finished layers.
-    """
-    if len(there) == len(owners):
-        return len(owners)
-    for position in sorted({one for one in positions if one is not None}, reverse=True):
-        # The inputs of a layer are where the layer before it was.
-        if positions[owners[position - 1]] == position and set(range(position)) <= set(there):
-            return position
-    return 0
 
 
 def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:

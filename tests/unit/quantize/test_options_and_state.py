@@ -11,9 +11,7 @@ from sparkwright.quantize.state import (
     FOLDER,
     begin,
     end,
-    first_layer,
     read_position,
-    superseded,
     without_gap,
     write_position,
 )
@@ -66,26 +64,7 @@ def test_positions(tmp_path: Path) -> None:
         read_position(path)
 
 
-@pytest.mark.parametrize("save_every", [1, 3, 8])
-def test_the_last_sure_place_and_the_next_inputs_are_kept(save_every: int) -> None:
-    kept = {0}
-    for layer in range(20):
-        kept = (kept | {layer + 1}) - set(superseded(layer, save_every))
-        assert kept == {layer + 1, (layer + 1) // save_every * save_every}
-
-
 def test_a_layer_that_is_done_before_its_turn_waits() -> None:
     assert list(without_gap({3}, 2)) == []
     assert list(without_gap({2, 3, 5}, 2)) == [2, 3]
     assert list(without_gap({0, 1, 2, 3}, 4)) == []
-
-
-def test_where_a_run_on_two_nodes_goes_on() -> None:
-    owners = [0, 1, 0, 1]
-    assert first_layer([None, None], owners, set()) == 0
-    assert first_layer([3, 2], owners, {0, 1, 2}) == 3
-    assert first_layer([3, 2], owners, {0, 1}) == 2  # the layer before was lost
-    assert first_layer([3, 2], owners, {1, 2}) == 0
-    assert first_layer([None, 2], owners, {0, 1, 2}) == 2  # a node came back without its files
-    assert first_layer([2, None], owners, {0, 1, 2}) == 0  # of another run: layer 1 was not its own
-    assert first_layer([None, None], owners, {0, 1, 2, 3}) == 4
