@@ -4,7 +4,10 @@ import json
 import re
 import runpy
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,19 +109,50 @@ def test_torch_compile_without_a_break() -> None:
     assert torch.equal(compiled(layer["x"]), block(layer["x"]))
 
 
-def test_selftest_passes_here() -> None:
-    results = selftest.run("cpu")
-    assert len(results) >= 11
-    assert [result for result in results if not result.passed] == []
+# That the self-test passes here is shown by test_doctor.py.
 
 
 def test_selftest_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.gemv
     monkeypatch.setattr(ops, "gemv", lambda *arguments, **named: right(*arguments, **named) * 1.01)
+    monkeypatch.setattr(ops, "moe_decode", lambda x, *_, **__: torch.zeros_like(x))
     failed = {result.name for result in selftest.run("cpu") if not result.passed}
     assert failed == {
-        f"nvfp4_gemv, {dtype}, {layout} scales" for dtype in ("bfloat16", "float16") for layout in ("linear", "tiled")
+        f"nvfp4_{kernel}, {dtype}, {layout} scales"
+        for kernel in ("gemv", "moe_decode")
+        for dtype in ("bfloat16", "float16")
+        for layout in ("linear", "tiled")
     }
+
+
+@pytest.mark.parametrize("name", ["gemv", "moe_decode"])
+def test_selftest_notices_a_graph_that_replays_something_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, with a graph that calls the kernel again, and with one that does nothing."""
+    recorded: list[Callable[[], object]] = []
+    right = getattr(ops, name)
+
+    def recording(*arguments: object, **named: object) -> torch.Tensor:
+        out = right(*arguments, **named)
+        recorded.append(lambda: out.copy_(right(*arguments, **named)))
+        return out
+
+    def replay() -> None:
+        recorded.pop()()
+
+    @contextmanager
+    def capture(_: SimpleNamespace) -> Iterator[None]:
+        monkeypatch.setattr(ops, name, recording)
+        yield
+        monkeypatch.setattr(ops, name, right)
+        assert len(recorded) == 1
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    check = selftest._graph({"gemv": selftest._one_linear, "moe_decode": selftest._two_experts}[name])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=replay))
+    assert check(torch.device("cpu")) == "a replayed graph gives the same bits"
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    with pytest.raises(AssertionError, match="a replayed graph gives another result"):
+        check(torch.device("cpu"))
 
 
 def refusals() -> dict[str, tuple[str, dict[str, Any], str]]:
