@@ -179,14 +179,15 @@ def _require_environment() -> None:
 
 
 def _show_plan(plan: Plan, spent: Rate | None) -> None:
-    where = "asked when the run begins" if plan.on_nodes else "on the same disk" if plan.one_disk else None
+    where = "on the same disk" if plan.one_disk else gigabytes(plan.scratch_free)
     print_table(
         "What the run needs",
         ("what", "needed", "there is"),
         [
             ("memory of a node", gigabytes(plan.memory), gigabytes(plan.memory_available)),
             ("the result", gigabytes(plan.output), gigabytes(plan.output_free)),
-            ("scratch files of a node", gigabytes(plan.scratch), where or gigabytes(plan.scratch_free)),
+            ("scratch files here", gigabytes(plan.kept), where),
+            *([("scratch files of each node", gigabytes(plan.scratch), "asked at the start")] if plan.on_nodes else []),
         ],
     )
     between = "sent to the next node" if plan.on_nodes else "written and read again"
@@ -196,7 +197,7 @@ def _show_plan(plan: Plan, spent: Rate | None) -> None:
         f"a resumed run does at most {plan.save_every} layers again.\n"
         f"The work: {plan.flop / 1e12:,.1f} TFLOP with the layers' weights; {gigabytes(plan.read)} of layers to read; "
         f"after each layer {gigabytes(plan.hidden_states)} of hidden states {between}, "
-        f"{gigabytes(plan.hidden_states * plan.layers)} in all."
+        f"{gigabytes(plan.moved)} in all."
     )
     if spent is None:
         print("How long that takes here is not known: --time-from REPORT tells it by an earlier run on this machine.")

@@ -61,6 +61,18 @@ class Plan:
         """Whether the inputs of a layer are brought to the disk: a resumed run begins there."""
         return 0 < layer < self.layers and layer % self.save_every == 0
 
+    @property
+    def kept(self) -> int:
+        """Scratch files where the result is: on nodes, the inputs to go on with, and those that are on their way."""
+        return 2 * self.hidden_states if self.on_nodes else self.scratch
+
+    @property
+    def moved(self) -> int:
+        """Bytes of hidden states that are written between layers, or sent, if every layer is on another node."""
+        if not self.on_nodes:
+            return self.layers * self.hidden_states
+        return (self.layers - 1 + (self.layers - 1) // self.save_every) * self.hidden_states
+
     def check(self) -> None:
         """Refuse what cannot fit.
 
@@ -75,19 +87,17 @@ class Plan:
                 f"{gigabytes(self.window)} for one sample, and the program",
                 remedy="end other programs, lower --length, or give a machine with more memory",
             )
-        both = self.one_disk and not self.on_nodes
-        need = self.output + (self.scratch if both else 0)
+        # Nodes have further scratch files on disks of their own, and are asked when they are there.
+        need = self.output + (self.kept if self.one_disk else 0)
         if need > self.output_free:
             raise OutputError(
                 f"{gigabytes(need)} of disk are needed for the result"
-                f"{' and the scratch files' if both else ''}, {gigabytes(self.output_free)} are free",
+                f"{' and the scratch files' if self.one_disk else ''}, {gigabytes(self.output_free)} are free",
                 remedy="free some space, name another folder, or put the scratch files elsewhere with --scratch",
             )
-        # Nodes have scratch files on disks of their own, and are asked when they are there.
-        if not both and not self.on_nodes and self.scratch > self.scratch_free:
+        if not self.one_disk and self.kept > self.scratch_free:
             raise OutputError(
-                f"{gigabytes(self.scratch)} of disk are needed for scratch files, "
-                f"{gigabytes(self.scratch_free)} are free",
+                f"{gigabytes(self.kept)} of disk are needed for scratch files, {gigabytes(self.scratch_free)} are free",
                 remedy="name another folder with --scratch, or lower --samples or --length",
             )
 
@@ -114,9 +124,11 @@ def make_plan(source: Source, options: Options) -> Plan:
     # A layer whose Linears are packed but for the last and largest: with few large Linears this is the higher peak. No
     # sample is under way then.
     packing = math.ceil(largest * (1 + NVFP4_BYTES / wide) + linear * PACKING_BYTES) + _PROGRAM_BYTES
-    # What goes into a layer, what comes out, and what a resumed run begins with; on a node also what the next actor has
-    # not yet read, and finished layers that are not yet sent.
-    scratch = 3 * activations if options.nodes is None else 4 * activations + 2 * largest
+    # What goes into a layer, what comes out, and what a resumed run begins with. On a node: what comes out, what others
+    # have not yet read, and finished layers that are not yet sent.
+    scratch = 3 * activations + (0 if options.nodes is None else 2 * largest)
+    # From a node they have to be sent.
+    often = options.nodes is None and activations <= _SAVE_EVERY_LAYER_BELOW
     scratch_at, output_at = _existing(options.scratch or options.output), _existing(options.output)
     limit = options.memory_limit
     return Plan(
@@ -127,7 +139,7 @@ def make_plan(source: Source, options: Options) -> Plan:
         memory=max(2 * largest + window + FIXED_BYTES, packing),
         scratch=scratch,
         output=output,
-        save_every=options.save_every or (1 if activations <= _SAVE_EVERY_LAYER_BELOW else _SAVE_SELDOM),
+        save_every=options.save_every or (1 if often else _SAVE_SELDOM),
         memory_available=memory_available() if limit is None else limit,
         output_free=shutil.disk_usage(output_at).free,
         scratch_free=shutil.disk_usage(scratch_at).free,
