@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 import ray  # type: ignore[import-not-found]
 import torch  # type: ignore[import-not-found]
 
-from sparkwright.errors import InputUnreadableError
+from sparkwright.errors import InputUnreadableError, SparkwrightError
 from sparkwright.files import exclusive_lock, explain_write_errors
 from sparkwright.quantize.architecture import Architecture, resolve_device
 from sparkwright.quantize.inputs import Inputs
@@ -52,6 +52,17 @@ def receive(actor: Any, layer: int, samples: int, dtype: Any) -> Iterator[Any]: 
             yield unpack(ray.get(under_way.popleft()), dtype)
 
 
+@contextmanager
+def _on_this_node() -> Iterator[None]:
+    try:
+        yield
+    except ray.exceptions.RayError:  # what failed elsewhere says where
+        raise
+    except SparkwrightError as error:
+        error.what = f"on {os.uname().nodename}: {error.what}"
+        raise
+
+
 @dataclass(frozen=True, kw_only=True)
 class About:
     """What an actor says of its node."""
@@ -76,15 +87,16 @@ class LayerActor:
         self._shards = shared or self._folder / "shards"
         self._stack = ExitStack()
 
+    @_on_this_node()
     def open(self) -> About:
         """Get ready, and say what there is on the node. Not at the creation: Ray does not pass on what fails there."""
         options = self._options
         torch.set_num_threads(options.threads)
         self._stack.enter_context(quiet())
         source = read_source(options.source)
-        if source.tensors_digest != self._digest:
+        if source.copies_digest != self._digest:
             raise InputUnreadableError(
-                f"{source.root} on {os.uname().nodename} is not the model of the first node",
+                f"{source.root} is not the model of the first node",
                 cause="its settings, the tensors' names and places, or some of their values are others",
                 remedy="put the same files under that path on all nodes",
             )
@@ -113,14 +125,17 @@ class LayerActor:
     def _shard(self, layer: int) -> Path:
         return self._shards / shard_name(layer, len(self._architecture))
 
+    @_on_this_node()
     def begin(self, tokens: Sequence[Sequence[int]]) -> None:
         """Turn token ids into the inputs of the first layer."""
         self._inputs.store(0, self._architecture.first_inputs(map(torch.tensor, tokens)))
 
+    @_on_this_node()
     def write(self, layer: int, number: int, sample: Any) -> None:  # noqa: ANN401
         """Take a sample of the inputs of the layer that a resumed run begins with."""
         self._inputs.write(layer, number, unpack(sample, self._architecture.dtype))
 
+    @_on_this_node()
     def layer(self, number: int, source: Any) -> None:  # noqa: ANN401
         """Quantize a layer; `source` is the actor that has its inputs, None for this one."""
         received = None if source is None else receive(source, number, self._samples, self._architecture.dtype)

@@ -101,14 +101,16 @@ class _Pipeline:
         self._source, self._options, self._nodes, self._plan = source, options, nodes, plan
         self._samples, self._inputs, self._shard, self._display = samples, inputs, shard, display
         self._dtype = getattr(torch, source.dtype)
-        device = resolve_device(options.device)
-        self._gpus = 0 if device == "cpu" else 1
+        self._gpus = 0 if resolve_device(options.device) == "cpu" else 1
+        here = ray.get_runtime_context().get_node_id()
         self._places = place(
-            in_order(ray.nodes(), ray.get_runtime_context().get_node_id()),
+            in_order(ray.nodes(), here),
             len(nodes.shard_layers) or nodes.actors,
             options.threads,
             gpu=bool(self._gpus),
         )
+        # Where a folder for scratch files is named, this process keeps its own there too.
+        self._kept = {here: plan.kept} if options.scratch is not None else {}
         self._owners = deal_layers(source.layers, len(self._places), nodes.shard_layers)
         self._asides: list[Any] = []
         self._actors = [self._start(number) for number in range(len(self._places))]
@@ -128,7 +130,7 @@ class _Pipeline:
             self._options,
             len(self._samples.tokens),
             f"{name}/{self._places[:number].count(node)}",
-            self._source.tensors_digest,
+            self._source.copies_digest,
             output if self._nodes.shared_folder else None,
         )
 
@@ -166,7 +168,8 @@ class _Pipeline:
                     cause=f"{len(there)} of the run's actors are there, each with a layer in memory",
                     remedy="end other programs there, or lower --length",
                 )
-            need, free = self._plan.scratch * len(there), min(one.disk_free for one in there)
+            need = self._plan.scratch * len(there) + self._kept.get(node.id, 0)
+            free = min(one.disk_free for one in there)
             if need > free and not self._options.resume:
                 raise OutputError(
                     f"{host} has {gigabytes(free)} of disk free for {there[0].folder}, {gigabytes(need)} are needed",

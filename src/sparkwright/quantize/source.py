@@ -12,6 +12,7 @@ from sparkwright.checkpoint.headers import Tensor
 from sparkwright.errors import ConfigurationError, InputUnreadableError
 from sparkwright.files import sha256_bytes
 
+_PIECE: Final = 4096
 _FLOATS: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -35,15 +36,30 @@ class Source:
         """Changes with the settings, the tensors' names and places, and with the size or time of a file."""
         state = hashlib.sha256((self.root / CONFIG).read_bytes())
         state.update(self._listing().encode())
-        for path in sorted({tensor.path for tensor in self.tensors.values()}):
+        for path in self._by_file():
             about = path.stat()
             state.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
         return state.hexdigest()
 
     @cached_property
-    def tensors_digest(self) -> str:
-        """Of the settings and the headers: the same for copies on several nodes."""
-        return sha256_bytes((self.root / CONFIG).read_bytes() + self._listing().encode())
+    def copies_digest(self) -> str:
+        """Of the settings, the headers and a piece of each tensor: the same for copies on several nodes.
+
+        A fine-tuned model has the settings and headers of its base, and other values in the tensors that were trained.
+        """
+        state = hashlib.sha256((self.root / CONFIG).read_bytes() + self._listing().encode())
+        for path, tensors in self._by_file().items():
+            with path.open("rb", buffering=0) as stream:
+                for one in tensors:
+                    stream.seek(one.offset + max(0, one.nbytes - _PIECE) // 2)
+                    state.update(stream.read(min(one.nbytes, _PIECE)))
+        return state.hexdigest()
+
+    def _by_file(self) -> dict[Path, list[Tensor]]:
+        files: dict[Path, list[Tensor]] = {}
+        for tensor in sorted(self.tensors.values(), key=lambda one: (one.path.name, one.offset)):
+            files.setdefault(tensor.path, []).append(tensor)
+        return files
 
     def _listing(self) -> str:
         rows = [f"{one.name} {one.dtype} {one.shape} {one.path.name} {one.offset}\n" for one in self.tensors.values()]

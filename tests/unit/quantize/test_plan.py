@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def test_what_cannot_fit_is_refused_with_numbers(model: Path) -> None:
         _plan(model, memory_available=3 * 10**9, output_free=10**9, scratch_free=10, one_disk=False).check()
 
 
+def test_copies_of_a_model_are_told_from_others_of_its_shape(model: Path) -> None:
+    copy = Path(shutil.copytree(model, model.with_name("copy")))
+    os.utime(copy / "model.safetensors", (0, 0))
+    source = read_source(model)
+    assert read_source(copy).copies_digest == source.copies_digest
+    for tensor in read_source(copy).tensors.values():
+        with tensor.path.open("r+b") as stream:
+            stream.seek(tensor.offset)
+            stream.write(b"\1" * tensor.nbytes)
+            stream.flush()
+            assert read_source(copy).copies_digest != source.copies_digest, tensor.name
+            stream.seek(tensor.offset)
+            stream.write(b"\0" * tensor.nbytes)
+
+
 def test_a_quantized_or_cut_model_is_refused(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "modelopt"}}))
@@ -138,11 +154,30 @@ def test_the_work_of_a_mixture_is_that_of_the_experts_in_use(model: Path) -> Non
     assert _plan(model).flop == 2 * 3 * 64 * HIDDEN * 4 * 10 / 4
 
 
-def test_nodes_have_disks_of_their_own(model: Path) -> None:
+def _on_nodes(model: Path, **changes: Any) -> Plan:  # noqa: ANN401
     options = Options(source=model, output=model.parent / "out", calibration=Calibration(data="", samples=4, length=10))
     plan = make_plan(read_source(model), dataclasses.replace(options, nodes=Nodes(address="auto")))
-    dataclasses.replace(plan, memory_available=10**10, scratch_free=0, output_free=plan.output).check()
-    assert plan.scratch == 4 * 4 * 10 * HIDDEN * 2 + 2 * plan.largest_layer
+    return dataclasses.replace(plan, memory_available=10**10, **changes)
+
+
+def test_nodes_have_disks_of_their_own_and_here_is_what_a_resumed_run_needs(model: Path) -> None:
+    plan = _on_nodes(model)
+    states = 4 * 10 * HIDDEN * 2
+    assert plan.scratch == 3 * states + 2 * plan.largest_layer
+    assert plan.kept == 2 * states
+    dataclasses.replace(plan, one_disk=True, output_free=plan.output + 2 * states).check()
+    with pytest.raises(OutputError, match="result and the scratch files"):
+        dataclasses.replace(plan, one_disk=True, output_free=plan.output + 2 * states - 1).check()
+    with pytest.raises(OutputError, match="needed for scratch files"):
+        dataclasses.replace(plan, one_disk=False, scratch_free=2 * states - 1).check()
+
+
+def test_what_crosses_the_network_in_all(model: Path) -> None:
+    """The states between two layers, and those that are kept where the result is."""
+    plan = _on_nodes(model, layers=88, hidden_states=10)
+    assert plan.save_every == 8
+    assert [layer for layer in range(88) if plan.saves(layer)] == list(range(8, 88, 8))
+    assert plan.moved == (87 + 10) * 10
 
 
 def test_attention_may_be_stored_in_another_way(model: Path) -> None:
