@@ -9,7 +9,14 @@ from typing import Any, Final
 from sparkwright.checkpoint.findings import Finding, finding
 from sparkwright.checkpoint.headers import HeaderError, Shard, Tensor, read_shard
 from sparkwright.checkpoint.modules import Module, group
-from sparkwright.checkpoint.settings import QuantSettings, quant_settings, read_object, text_config
+from sparkwright.checkpoint.settings import (
+    QuantSettings,
+    as_object,
+    number,
+    quant_settings,
+    read_object,
+    text_config,
+)
 from sparkwright.errors import InputUnreadableError
 
 INDEX: Final = "model.safetensors.index.json"
@@ -34,7 +41,9 @@ class Checkpoint:
     @cached_property
     def modules(self) -> dict[str, Module]:
         """The modules the tensors make up, by name."""
-        return group(self.tensors.values())
+        groups = as_object((self.quant.raw if self.quant else {}).get("config_groups")).values()
+        bits = {number(as_object(as_object(one).get("weights")), "num_bits") for one in groups}
+        return group(self.tensors.values(), packed_bits=bits.pop() if len(bits) == 1 else None)
 
     @cached_property
     def text(self) -> dict[str, Any]:

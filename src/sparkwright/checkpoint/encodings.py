@@ -122,6 +122,17 @@ MXFP8: Final = Encoding(
     block_scale="weight_scale",
     block_scale_dtypes=("U8", "F8_E8M0"),
 )
+# Formats that are told apart to be counted; of their scales nothing is known here.
+INT8: Final = Encoding(name="INT8", families=(), weight="weight", bits=8)
+PACKED_INTEGERS: Final = {
+    bits: Encoding(name=f"compressed-tensors INT{bits} pack-quantized", families=(), weight="weight_packed", bits=bits)
+    for bits in (4, 8)
+}
+"""Integers packed along the input, by their bits."""
+QWEIGHTS: Final = {
+    bits: Encoding(name=f"AWQ or GPTQ INT{bits}", families=(), weight="qweight", bits=bits) for bits in (2, 3, 4, 8)
+}
+"""Integers packed along the output (AWQ) or the input (GPTQ), by their bits."""
 
 SCALE_PARTS: Final = frozenset(
     {

@@ -43,8 +43,8 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
     for module in checkpoint.modules.values():
         if module.values:
             kinds[module.role.value, _name(module, checkpoint.quant)].append(module)
-    values = sum(module.values for module in checkpoint.modules.values())
-    stored = sum(module.nbytes for module in checkpoint.modules.values() if module.values)
+    everything = [module for modules in kinds.values() for module in modules]
+    values, bits = _parameters(everything)
     settings = checkpoint.quant
     architectures = checkpoint.config.get("architectures")
     return {
@@ -65,17 +65,26 @@ def inspect(checkpoint: Checkpoint) -> dict[str, Any]:
         "tensors": len(checkpoint.tensors),
         "parameters": values,
         "bytes_on_disk": checkpoint.size,
-        "bits_per_weight": 8 * stored / values if values else None,
+        "bits_per_weight": bits,
         "kinds": [
             {
                 "role": role,
                 "stored_as": name,
                 "modules": len(modules),
-                "parameters": (parameters := sum(module.values for module in modules)),
-                "bytes": (size := sum(module.nbytes for module in modules)),
-                "bits_per_weight": 8 * size / parameters,
+                "parameters": parameters,
+                "bytes": sum(module.nbytes for module in modules),
+                "bits_per_weight": bits,
             }
             for (role, name), modules in sorted(kinds.items())
+            for parameters, bits in (_parameters(modules),)
         ],
         "roofline": roofline(checkpoint),
     }
+
+
+def _parameters(modules: list[Module]) -> tuple[int | None, float | None]:
+    """How many weights there are, and the bits that each takes; None where a format is not known."""
+    if any(module.encoding is encodings.UNKNOWN for module in modules):
+        return None, None
+    values = sum(module.values for module in modules)
+    return values, 8 * sum(module.nbytes for module in modules) / values if values else None

@@ -24,6 +24,7 @@ _EMBEDDING: Final = re.compile(r"(?:^|_)(?:emb|embed|embeds|embedding|embeddings
 _HEADS: Final = ("lm_head", "embed_out")
 _VISION: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|vit\w*|audio\w*|multi_modal\w*|mm_\w+|image_\w+)\.")
 
+_WEIGHTS: Final = ("weight", "weight_packed", "qweight")
 _MOST_DIGITS: Final = 6  # a longer number in a name is not the number of a layer
 
 # What vLLM fuses into one layer, which then has one global scale.
@@ -59,19 +60,25 @@ def layer_index(name: str) -> int | None:
 
 @dataclass(frozen=True)
 class Module:
-    """One module of the model with its tensors by the last part of their names."""
+    """One module of the model with its tensors by the last part of their names.
+
+    `packed_bits` are the bits of the integers in `weight_packed`, which no header tells.
+    """
 
     name: str
     parts: Mapping[str, Tensor]
+    packed_bits: int | None = None
 
     @cached_property
     def encoding(self) -> Encoding | None:
         """How the weight is stored; None when there is no weight."""
-        return _encoding(self.parts)
+        return _encoding(self.parts, self.packed_bits)
 
     @cached_property
     def weight(self) -> Tensor | None:
         """The tensor that holds the weight."""
+        if self.encoding is encodings.UNKNOWN:
+            return next(self.parts[part] for part in _WEIGHTS if part in self.parts)
         return self.parts.get(self.encoding.weight) if self.encoding else None
 
     @cached_property
@@ -82,8 +89,11 @@ class Module:
         shape = self.weight.shape
         if self.encoding is encodings.BLOCKS_MXFP4 and len(shape) > 1:
             return (*shape[:-2], shape[-2] * shape[-1] * 2)
-        if self.encoding.bits == 4 and shape and BITS[self.weight.dtype] == 8:
-            return (*shape[:-1], shape[-1] * 2)
+        if self.encoding is encodings.QWEIGHTS.get(self.encoding.bits):
+            outputs = self.parts["scales"].shape[-1]
+            return outputs, self.weight.elements * 32 // self.encoding.bits // outputs
+        if self.is_quantized and self.encoding is not encodings.UNKNOWN and shape:
+            return (*shape[:-1], shape[-1] * BITS[self.weight.dtype] // self.encoding.bits)
         return shape
 
     @cached_property
@@ -142,13 +152,13 @@ class Module:
         return f"{parent}.{_FUSED_INTO[last]}" if last in _FUSED_INTO else None
 
 
-def group(tensors: Iterable[Tensor]) -> dict[str, Module]:
+def group(tensors: Iterable[Tensor], *, packed_bits: int | None = None) -> dict[str, Module]:
     """The modules that the tensors make up, by name."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for tensor in tensors:
         module, part = split(tensor.name)
         found[module][part] = tensor
-    return {name: Module(name, parts) for name, parts in sorted(found.items())}
+    return {name: Module(name, parts, packed_bits) for name, parts in sorted(found.items())}
 
 
 def split(name: str) -> tuple[str, str]:
@@ -159,15 +169,18 @@ def split(name: str) -> tuple[str, str]:
     return module, part
 
 
-def _encoding(parts: Mapping[str, Tensor]) -> Encoding | None:
+def _encoding(parts: Mapping[str, Tensor], packed_bits: int | None) -> Encoding | None:
     block_scale = parts.get("weight_scale")
     mx = block_scale is not None and block_scale.dtype in encodings.MODELOPT_MXFP4.block_scale_dtypes
     if "blocks" in parts:
         return encodings.BLOCKS_MXFP4
     if packed := parts.get("weight_packed"):
         if packed.dtype != "U8":
-            return encodings.UNKNOWN
+            bits = packed_bits if packed.dtype == "I32" else None
+            return encodings.PACKED_INTEGERS.get(bits or 0, encodings.UNKNOWN)
         return encodings.PACKED_MXFP4 if mx else encodings.PACKED_NVFP4
+    if "qweight" in parts:
+        return encodings.QWEIGHTS.get(_qweight_bits(parts), encodings.UNKNOWN)
     weight = parts.get("weight")
     if weight is None:
         return None
@@ -177,9 +190,21 @@ def _encoding(parts: Mapping[str, Tensor]) -> Encoding | None:
         if inverse := parts.get("weight_scale_inv"):
             return encodings.BLOCK_FP8 if len(inverse.shape) > 1 else encodings.MISTRAL_FP8
         return encodings.MXFP8 if mx else encodings.FP8
+    if weight.dtype == "I8":
+        return encodings.INT8
     if weight.dtype in ("U8", "F4"):
         return encodings.MODELOPT_MXFP4 if mx else encodings.MODELOPT_NVFP4
     return encodings.UNKNOWN
+
+
+def _qweight_bits(parts: Mapping[str, Tensor]) -> int:
+    """The bits of packed integers by the zero points, of which there is one for each scale; 0 if these do not tell."""
+    zeros, scales = parts.get("qzeros"), parts.get("scales")
+    if zeros is None or scales is None or parts["qweight"].dtype != "I32":
+        return 0
+    if not zeros.shape or not scales.shape or not scales.elements:
+        return 0
+    return zeros.shape[-1] * 32 // scales.shape[-1]
 
 
 def _role(module: Module) -> Role:
@@ -208,7 +233,7 @@ def _role(module: Module) -> Role:
 
 def orphans(module: Module) -> list[Tensor]:
     """Scales of a module that its weight, as it is stored, has no use for."""
-    if module.encoding is encodings.UNKNOWN:
-        return []
     known = module.encoding.scales if module.encoding else ()
+    if module.is_quantized and not known:
+        return []
     return [tensor for part, tensor in sorted(module.parts.items()) if part in SCALE_PARTS and part not in known]

@@ -1,5 +1,6 @@
 """`sparkwright checkpoint` and `sparkwright roofline`: what one is, whether it is sound, what it can give."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,6 @@ def inspect(directory: DirectoryArgument, json: JsonOption = False) -> None:
     if json:
         print_json(found)
         return
-    bits = found["bits_per_weight"]
     print_table(
         str(directory),
         ("what", "value"),
@@ -45,8 +45,8 @@ def inspect(directory: DirectoryArgument, json: JsonOption = False) -> None:
             ("architecture", escape(str(found["architecture"]))),
             ("format", found["format"]),
             ("decoder layers", found["layers"]),
-            ("parameters", f"{found['parameters'] / 1e9:.3f} billion"),
-            ("bits per weight", f"{bits:.2f}" if bits else "none"),
+            ("parameters", _known(found["parameters"], lambda count: f"{count / 1e9:.3f} billion")),
+            ("bits per weight", _known(found["bits_per_weight"], lambda bits: f"{bits:.2f}")),
             (
                 "on disk",
                 f"{found['bytes_on_disk'] / 1e9:.2f} GB in {found['shards']} files, {found['tensors']} tensors",
@@ -61,9 +61,9 @@ def inspect(directory: DirectoryArgument, json: JsonOption = False) -> None:
                 kind["role"],
                 kind["stored_as"],
                 kind["modules"],
-                f"{kind['parameters']:,}",
+                _known(kind["parameters"], lambda count: f"{count:,}"),
                 f"{kind['bytes'] / 1e6:,.1f}",
-                f"{kind['bits_per_weight']:.2f}",
+                _known(kind["bits_per_weight"], lambda bits: f"{bits:.2f}"),
             )
             for kind in found["kinds"]
         ],
@@ -251,6 +251,10 @@ def roofline(
         _show_roofline(found)
 
 
+def _known(value: float | None, form: Callable[[float], str]) -> str:
+    return "unknown" if value is None else form(value)
+
+
 def _show_roofline(found: dict[str, Any]) -> None:
     read = found["bytes_per_token"]
     experts = found["experts"]
@@ -258,10 +262,7 @@ def _show_roofline(found: dict[str, Any]) -> None:
     rows = [
         ("weights", f"{read['weights'] / 1e9:.3f} GB"),
         ("experts", f"{experts['chosen']} of {experts['number']}" if experts["number"] else "none"),
-        (
-            "recurrent state, read and written",
-            "unknown" if read["state"] is None else f"{read['state'] / 1e6:.1f} MB",
-        ),
+        ("recurrent state, read and written", _known(read["state"], lambda size: f"{size / 1e6:.1f} MB")),
         ("KV cache for each token of context", _by_type(read["kv_per_context_token"])),
     ]
     if beyond != read["kv_per_context_token"]:
@@ -270,8 +271,8 @@ def _show_roofline(found: dict[str, Any]) -> None:
     assumed = found["assumptions"]
     speeds: dict[tuple[int, str], list[str]] = {}
     for one in found["tokens_per_second"]:
-        bound = one["bound"]
-        speeds.setdefault((one["context"], one["kv_cache"]), []).append("unknown" if bound is None else f"{bound:.1f}")
+        text = _known(one["bound"], lambda bound: f"{bound:.1f}")
+        speeds.setdefault((one["context"], one["kv_cache"]), []).append(text)
     sparks = tuple(f"{number} Spark{'s' if number > 1 else ''}" for number in SPARKS)
     print_table(
         f"Upper bound of tok/s at {assumed['bandwidth_bytes_per_second'] / 1e9:g} GB/s, {assumed['streams']} at once; "
@@ -301,6 +302,5 @@ def _by_type(cache: dict[str, int | None]) -> str:
 def _fitting(one: dict[str, Any]) -> str:
     if not one["weights_fit"]:
         return "weights do not fit"
-    if one["context"] is None:
-        return "unknown"
-    return f"{one['context']:,}" + (" (all the model has)" if one["context"] == one["most_context"] else "")
+    whole = one["context"] == one["most_context"]
+    return _known(one["context"], lambda length: f"{length:,}" + (" (all the model has)" if whole else ""))
