@@ -120,7 +120,8 @@ class Module:
     @cached_property
     def stacked_experts(self) -> int:
         """How many experts lie in one tensor; 0 where they do not."""
-        return self.shape[0] if "experts" in self.name.split(".") and self.expert is None and len(self.shape) > 2 else 0
+        mixture = any(word == "experts" or word.endswith("moe") for word in self.name.split("."))
+        return self.shape[0] if mixture and self.expert is None and len(self.shape) > 2 else 0
 
     @cached_property
     def role(self) -> Role:
@@ -222,7 +223,7 @@ def _role(module: Module) -> Role:
         return Role.NORM
     if last in ("gate", "router", "shared_expert_gate") or words[-2:-1] == ["router"]:
         return Role.ROUTER
-    if "experts" in words:
+    if "experts" in words or module.stacked_experts:
         return Role.EXPERT
     if any(word.startswith("shared_expert") for word in words):
         return Role.SHARED_EXPERT

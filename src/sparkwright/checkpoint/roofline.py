@@ -28,7 +28,16 @@ CONTEXTS: Final = (0, 8192, 32768, 131072)
 CACHE_BYTES: Final = {"bf16": 2, "fp8": 1}
 """Bytes of one cached value."""
 
-_TOP_K: Final = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts")
+_EXPERTS: Final = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
+_TOP_K: Final = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k",
+)
 _LONGEST: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _ENDLESS: Final = 1 << 40
 
@@ -101,7 +110,7 @@ class Costs:
 def costs(checkpoint: Checkpoint) -> Costs:
     """What a token costs by the shapes of the tensors; config.json only says how many experts are chosen."""
     fixed = 0
-    by_layer: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    by_layer: dict[str, set[int]] = defaultdict(set)
     stacked = 0
     routed = 0
     resident = 0
@@ -115,7 +124,7 @@ def costs(checkpoint: Checkpoint) -> Costs:
             routed += module.nbytes
             stacked = max(stacked, module.stacked_experts)
             if module.expert is not None:
-                by_layer[module.name.split(".experts.")[0]][module.expert] += module.nbytes
+                by_layer[module.name.split(".experts.")[0]].add(module.expert)
         elif module.role is Role.EMBEDDING:
             # Without a head of its own the model multiplies with the embedding; else it looks up one row.
             tied = not has_head and module.name.endswith(("embed_tokens", "wte"))
@@ -123,18 +132,23 @@ def costs(checkpoint: Checkpoint) -> Costs:
         else:
             fixed += module.nbytes
     experts = max((len(one) for one in by_layer.values()), default=stacked)
-    chosen = number(checkpoint.text, *_TOP_K) or experts
+    if routed and not experts:
+        experts = number(checkpoint.text, *_EXPERTS) or 0
+    chosen = number(checkpoint.text, *_TOP_K) if experts else None
     memory = kept(checkpoint)
+    notes = memory.notes
+    if routed and chosen is None:
+        notes += ("experts: all are counted, as config.json does not tell how many of how many a token chooses",)
     return Costs(
-        fixed=fixed,
+        fixed=fixed if experts else fixed + routed,
         expert=routed / experts if experts else 0.0,
         experts=experts,
-        chosen=max(0, min(chosen, experts)),
+        chosen=experts if chosen is None else max(0, min(chosen, experts)),
         resident=resident,
         state=memory.state,
         cache=memory.layers,
         most_context=number(checkpoint.text, *_LONGEST),
-        notes=memory.notes,
+        notes=notes,
     )
 
 

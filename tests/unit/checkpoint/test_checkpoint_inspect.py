@@ -9,6 +9,7 @@ from tests.unit.checkpoint.holes import Tensors, bf16, write
 
 from sparkwright.checkpoint.checkpoint import read_checkpoint
 from sparkwright.checkpoint.inspection import inspect
+from sparkwright.checkpoint.roofline import costs
 from sparkwright.checkpoint.verify import verify_headers
 
 Linear = Callable[[str, int, int], Tensors]
@@ -115,3 +116,26 @@ def test_parameters_of_an_unknown_format_are_not_guessed(tmp_path: Path) -> None
     assert found["roofline"]["bytes_per_token"]["kv_per_context_token"]["bf16"] == 2 * 4 * 128 * 2
     assert found["roofline"]["experts"] == {"number": 8, "chosen": 2}
     assert sum(kind["bytes"] for kind in found["kinds"]) == found["roofline"]["resident_bytes"]
+
+
+def test_stacked_experts_under_other_names(tmp_path: Path) -> None:
+    """Granite 4 has no module called experts, DBRX stacks them along the rows."""
+    granite = bf16("model.layers.0.block_sparse_moe.input_linear", 72, 1536, 4096)
+    granite |= bf16("model.layers.0.block_sparse_moe.output_linear", 72, 4096, 768)
+    granite |= bf16("model.layers.0.block_sparse_moe.router.layer", 72, 4096)
+    dbrx = bf16("transformer.blocks.0.ffn.experts.mlp.w1", 72 * 768, 4096)
+    config = {"num_hidden_layers": 1, "num_local_experts": 72, "num_experts_per_tok": 10}
+    router = 72 * 4096 * 2
+    for name, tensors, rest in (("granite", granite, router), ("dbrx", dbrx, 0)):
+        found = costs(read_checkpoint(write(tmp_path / name, tensors, config)))
+        assert (found.experts, found.chosen, found.fixed) == (72, 10, rest)
+        routed = found.resident - rest
+        assert found.weights() == pytest.approx(rest + routed * 10 / 72)
+
+
+@pytest.mark.parametrize("config", [{"num_local_experts": 8}, {"num_experts_per_tok": 2}], ids=["choice", "number"])
+def test_experts_of_which_all_are_counted_are_said(tmp_path: Path, config: dict[str, object]) -> None:
+    name = "model.layers.0.ffn.experts.mlp.w1"
+    found = costs(read_checkpoint(write(tmp_path / "model", bf16(name, 8 * 64, 32), config)))
+    assert found.weights() == 8 * 64 * 32 * 2
+    assert any("expert" in note for note in found.notes)
