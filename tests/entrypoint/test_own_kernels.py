@@ -3,7 +3,9 @@
 import pytest
 from tests.entrypoint.test_plan import planned
 
+from sparkwright.entrypoint.own_kernels import LEAVE_ROOM
 from sparkwright.errors import ConfigurationError
+from sparkwright.recipes import names
 
 RAY = {"HEAD_IP": "192.0.2.7", "WORKER_IP": "192.0.2.8", "RAY_AUTH_TOKEN": "t"}
 
@@ -30,3 +32,43 @@ def test_a_vllm_without_the_registries_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"with vLLM 0\.16\.0: the kernels' plugin needs 0.32 or later"):
         planned("serve", GB10_KERNELS="1", SPARKWRIGHT_VLLM_VERSION="0.16.0")
     assert planned("serve", GB10_KERNELS="0", SPARKWRIGHT_VLLM_VERSION="0.16.0").argv
+
+
+QWEN3_NEXT = {"MODEL": "UNSET", "RECIPE": "qwen3-next-80b-a3b-nvfp4"}
+
+
+def test_a_recipes_backends_make_room_for_the_kernels() -> None:
+    assert {"--moe-backend", "--linear-backend"} <= set(planned("serve", **QWEN3_NEXT).argv), "the premise"
+    made = planned("serve", GB10_KERNELS="1", **QWEN3_NEXT)
+    assert {"--moe-backend", "--linear-backend"} & set(made.argv) == set()
+    told = [each for each in made.notices if "GB10_KERNELS" in each]
+    assert [each.partition(" is left out")[0] for each in told] == [
+        "--linear-backend marlin (the recipe)",
+        "--moe-backend marlin (the recipe)",
+    ]
+    assert made.marlin == (), "the checkpoint is judged as its kernels will read it"
+
+
+@pytest.mark.parametrize("recipe", names())
+def test_no_recipe_shuts_the_kernels_out(recipe: str) -> None:
+    made = planned("serve", GB10_KERNELS="1", MODEL="UNSET", RECIPE=recipe)
+    for option, (_, choices) in LEAVE_ROOM.items():
+        assert option not in made.argv or made.argv[made.argv.index(option) + 1] in choices
+
+
+def test_a_backend_that_the_user_names_stays_and_is_told() -> None:
+    words = ("serve", "--linear-backend=marlin", "--moe-backend", "flashinfer_cutlass")
+    made = planned(*words, GB10_KERNELS="1", **QWEN3_NEXT)
+    assert "marlin" in made.argv
+    assert "flashinfer_cutlass" in made.argv
+    told = [each for each in made.notices if "GB10_KERNELS" in each]
+    assert told == [
+        "--linear-backend marlin (the arguments) keeps GB10_KERNELS from linear layers; leave it out to use them"
+    ]
+    extra = planned("serve", GB10_KERNELS="1", VLLM_EXTRA_ARGS="--moe-backend marlin")
+    assert ["(VLLM_EXTRA_ARGS) keeps GB10_KERNELS from experts" in each for each in extra.notices] == [True]
+
+
+def test_without_the_switch_backends_are_nobodys_business() -> None:
+    made = planned("serve", "--linear-backend", "marlin", **QWEN3_NEXT)
+    assert [each for each in made.notices if "GB10_KERNELS" in each] == []

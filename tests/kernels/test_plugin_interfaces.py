@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tests.kernels.build import KERNELS
 
+from sparkwright.entrypoint.own_kernels import LEAVE_ROOM
+
 pytestmark = pytest.mark.sources
 
 PLUGIN = KERNELS / "python" / "gb10_kernels" / "vllm_plugin"
@@ -211,6 +213,24 @@ def test_linear_kernels_lay_out_the_scales_as_the_plugin_believes(vllm: Source) 
         called = {ast.unparse(one.func).split(".")[-1] for one in ast.walk(prepare) if isinstance(one, ast.Call)}
         assert ("swizzle_blockscale" in called) == tiled, name
         assert called <= HARMLESS | {"swizzle_blockscale", "pad_nvfp4_weight_for_cutlass"}, name
+
+
+def test_the_entrypoint_knows_which_backends_leave_room_for_the_kernels(vllm: Source) -> None:
+    oracle = _function(vllm, "vllm.model_executor.layers.fused_moe.oracle.nvfp4", "map_nvfp4_backend")
+    (mapping,) = (one for one in ast.walk(oracle) if isinstance(one, ast.Dict))
+    names = {
+        ast.literal_eval(key): value.attr
+        for key, value in zip(mapping.keys, mapping.values, strict=True)
+        if isinstance(key, ast.Constant) and isinstance(value, ast.Attribute)
+    }
+    layouts = {ast.literal_eval(key) for key in _table("moe.py", "LAYOUTS").keys if key is not None}
+    assert {"auto"} | {name for name, backend in names.items() if backend in layouts} == set(
+        LEAVE_ROOM["--moe-backend"][1]
+    )
+    # A named backend filters the list in which the plugin's kernel is.
+    chosen = _function(vllm, "vllm.model_executor.kernels.linear", "_resolve_backend_kernels")
+    assert "if linear_backend == 'auto':\n    return kernels" in [ast.unparse(one) for one in chosen.body]
+    assert LEAVE_ROOM["--linear-backend"][1] == ("auto",)
 
 
 def test_backends_of_experts_lay_out_the_weights_as_the_plugin_believes(vllm: Source) -> None:

@@ -1,14 +1,25 @@
 """GB10_KERNELS: the switch of this project's own kernels, which their plugin reads in each of vLLM's processes."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from sparkwright.entrypoint.release import Release, parse_release
 from sparkwright.entrypoint.variables import Values
+from sparkwright.entrypoint.words import Setting, Source
 from sparkwright.errors import ConfigurationError
 
 _NAME: Final = "GB10_KERNELS"
 _OLDEST: Final[Release] = (0, 32, 0)
 """The oldest vLLM whose registries the plugin uses."""
+LEAVE_ROOM: Final = {
+    "--linear-backend": ("linear layers", ("auto",)),
+    "--moe-backend": ("experts", ("auto", "cutlass", "flashinfer_cutlass", "emulation")),
+}
+"""By option, which layers it is about, and the choices beside which the kernels are used.
+
+Any named backend takes the plugin out of vLLM's choice for linear layers; experts are read where the backend keeps them
+in a layout that the plugin knows.
+"""
 
 
 def switched(values: Values) -> dict[str, str]:
@@ -32,3 +43,28 @@ def require_of(version: str, values: Values) -> None:
             f"{_NAME}={values.text(_NAME)} with vLLM {version}: the kernels' plugin needs 0.32 or later",
             remedy=f"leave {_NAME} unset; vLLM's own kernels are used then",
         )
+
+
+def make_room(settings: Sequence[Setting], values: Values) -> tuple[list[Setting], list[str]]:
+    """Where the kernels are switched on, the settings without the recipe's backends that shut them out; what to tell.
+
+    A backend that the user named stays.
+    """
+    left = list(settings)
+    notices: list[str] = []
+    for option, (layers, choices) in LEAVE_ROOM.items() if values.switch(_NAME) else ():
+        named = [each for each in left if each.key == option]
+        own = [each for each in named if each.source is not Source.RECIPE]
+        if own:
+            winner = max(reversed(own), key=lambda each: each.source)
+            if winner.value not in choices:
+                notices.append(
+                    f"{option} {winner.value} ({winner.origin}) keeps {_NAME} from {layers}; leave it out to use them"
+                )
+        elif named and named[-1].value not in choices:
+            left = [each for each in left if each.key != option]
+            notices.append(
+                f"{option} {named[-1].value} (the recipe) is left out, so that {_NAME} can take {layers} beside what "
+                "vLLM chooses; name a backend yourself to keep it"
+            )
+    return left, notices

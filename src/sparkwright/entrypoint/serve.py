@@ -158,7 +158,8 @@ def plan(
     line.add(arguments, Source.ARGUMENT, "the arguments")
     secrets = {**secrets, **_take_secrets(line)}
     name, notices = _model(line, recipe)
-    notices = [*recipe.notices, *old.notices, *notices, *_context(line, name)]
+    line.settings, room = own_kernels.make_room(line.settings, values)
+    notices = [*recipe.notices, *old.notices, *notices, *room, *_context(line, name)]
     nodes = _nodes(line, recipe, host, secrets, notices, ray=ray)
     settings, won = words.merge(line.settings)
     chosen = {setting.key: setting for setting in settings}
