@@ -21,6 +21,9 @@ from sparkwright.errors import InputUnreadableError
 
 INDEX: Final = "model.safetensors.index.json"
 CONFIG: Final = "config.json"
+MISTRAL_CONFIG: Final = "params.json"
+MISTRAL_FILES: Final = "consolidated*.safetensors"
+"""Where there is one, vLLM reads nothing but these, unless it is told another load format."""
 STATE: Final = ".sparkwright"
 JOURNAL: Final = f"{STATE}/repair.pending.json"
 """There while a repair that passed its commit point has not come to its end."""
@@ -28,7 +31,10 @@ JOURNAL: Final = f"{STATE}/repair.pending.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a folder holds; `tensors` are those that vLLM would load."""
+    """What a folder holds; `tensors` are those in the names of transformers where there are any.
+
+    `consolidated` are files of Mistral's own format.
+    """
 
     root: Path
     config: Mapping[str, Any]
@@ -36,6 +42,7 @@ class Checkpoint:
     shards: tuple[Shard, ...]
     index: Mapping[str, str] | None
     tensors: Mapping[str, Tensor]
+    consolidated: tuple[str, ...]
     file_findings: tuple[Finding, ...]
 
     @cached_property
@@ -49,6 +56,12 @@ class Checkpoint:
     def text(self) -> dict[str, Any]:
         """The settings of the language model."""
         return text_config(self.config)
+
+    @property
+    def is_mistral_only(self) -> bool:
+        """Whether all there is is in Mistral's own format, which has other names and another config."""
+        read = {shard.path.name for shard in self.shards}
+        return (self.root / MISTRAL_CONFIG).is_file() and read <= set(self.consolidated) and bool(self.consolidated)
 
     @property
     def size(self) -> int:
@@ -83,7 +96,8 @@ def read_checkpoint(root: Path) -> Checkpoint:
         )
     config = read_object(root / CONFIG)
     index, findings = _read_index(root)
-    present = {path.name: path for path in sorted(root.glob("*.safetensors")) if path.is_file()}
+    present = {path.name: path for path in weight_files(root)}
+    consolidated = tuple(path.name for path in sorted(root.glob(MISTRAL_FILES)) if path.is_file())
     wanted = dict(present) if index is None else {name: root / name for name in sorted(set(index.values()))}
     shards: list[Shard] = []
     for name, path in wanted.items():
@@ -102,7 +116,7 @@ def read_checkpoint(root: Path) -> Checkpoint:
             findings.append(finding("shard-truncated", subjects, detail))
     if not wanted:
         findings.append(finding("weights-missing"))
-    if config is None:
+    if config is None and not (consolidated and (root / MISTRAL_CONFIG).is_file()):
         findings.append(finding("config-unreadable", [CONFIG]))
     if (root / JOURNAL).exists():
         findings.append(finding("repair-interrupted"))
@@ -114,8 +128,15 @@ def read_checkpoint(root: Path) -> Checkpoint:
         shards=tuple(shards),
         index=index,
         tensors={tensor.name: tensor for shard in shards for tensor in shard.tensors},
+        consolidated=consolidated,
         file_findings=tuple(findings),
     )
+
+
+def weight_files(root: Path) -> list[Path]:
+    """The safetensors files of a folder, Mistral's own second copy left out."""
+    present = [path for path in sorted(root.glob("*.safetensors")) if path.is_file()]
+    return [path for path in present if not path.match(MISTRAL_FILES)] or present
 
 
 def _read_index(root: Path) -> tuple[dict[str, str] | None, list[Finding]]:

@@ -92,9 +92,24 @@ RULES: Final = {
             "shard-not-in-index",
             _W,
             "a safetensors file is not named by the index",
-            consequence="vLLM does not read it. Harmless for a second copy of the weights (consolidated.safetensors); "
-            "weights that are only there stay uninitialised.",
+            consequence="vLLM does not read it; weights that are only there stay uninitialised.",
             remedy="`repair --rebuild-index` if the file belongs to the model; else remove it.",
+        ),
+        _rule(
+            "mistral-format",
+            _W,
+            "there are weights in Mistral's own format (params.json, consolidated*.safetensors)",
+            consequence="vLLM reads these alone, with params.json instead of config.json. They were not judged: their "
+            "tensors have other names.",
+            remedy="None is needed. For the folder's other files: `--load-format safetensors --config-format hf`.",
+        ),
+        _rule(
+            "consolidated-stray",
+            _E,
+            "there is a consolidated*.safetensors beside the model's files, but no params.json",
+            consequence="vLLM reads consolidated*.safetensors alone, with config.json: what is not in it under the "
+            "model's names stays uninitialised, or loading ends with an error.",
+            remedy="Remove it, or copy params.json if it is Mistral's own.",
         ),
         _rule(
             "index-unreadable",

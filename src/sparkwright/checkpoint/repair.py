@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sparkwright.checkpoint import encodings
-from sparkwright.checkpoint.checkpoint import CONFIG, INDEX, JOURNAL, STATE, Checkpoint, read_checkpoint
+from sparkwright.checkpoint.checkpoint import CONFIG, INDEX, JOURNAL, STATE, Checkpoint, read_checkpoint, weight_files
 from sparkwright.checkpoint.headers import HeaderError, Shard, read_shard
 from sparkwright.checkpoint.modules import Module
 from sparkwright.checkpoint.settings import QuantSettings, as_object, ignore_key, parse, read_object
@@ -301,7 +301,7 @@ def _input_scales(checkpoint: Checkpoint, scale: float) -> tuple[bytes, list[str
 
 def _every_shard(root: Path) -> list[Shard]:
     try:
-        return [read_shard(path) for path in sorted(root.glob("*.safetensors"))]
+        return [read_shard(path) for path in weight_files(root)]
     except HeaderError as error:
         raise InputUnreadableError(
             f"a safetensors file of {root} cannot be read: {error}", remedy="get it again, or remove it"

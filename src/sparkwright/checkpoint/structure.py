@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sparkwright.checkpoint import encodings
-from sparkwright.checkpoint.checkpoint import Checkpoint
+from sparkwright.checkpoint.checkpoint import MISTRAL_CONFIG, Checkpoint
 from sparkwright.checkpoint.completeness import check_completeness
 from sparkwright.checkpoint.encodings import Encoding
 from sparkwright.checkpoint.findings import Finding, finding
@@ -41,13 +41,26 @@ def check_structure(checkpoint: Checkpoint) -> Iterator[Finding]:
     yield from checkpoint.file_findings
     if doubled := [name for name in checkpoint.tensors if _DOUBLED.search(name)]:
         yield finding("doubled-prefix", doubled)
+    yield from _mistral(checkpoint)
+    yield from _companions(checkpoint)
+    if checkpoint.is_mistral_only:
+        return
     yield from check_completeness(checkpoint)
     if checkpoint.quant is None or checkpoint.quant.is_judged:
         yield from _quantization(checkpoint)
         yield from _scales(checkpoint)
     else:
         yield finding("quant-method-not-judged", [], f"quant_method is {checkpoint.quant.method!r}")
-    yield from _companions(checkpoint)
+
+
+def _mistral(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Files that vLLM would read instead of those that are judged."""
+    if (checkpoint.root / MISTRAL_CONFIG).is_file():
+        if checkpoint.consolidated:
+            judged = "no other files were" if checkpoint.is_mistral_only else "only the other files were"
+            yield finding("mistral-format", checkpoint.consolidated, f"{judged} judged")
+    elif not {shard.path.name for shard in checkpoint.shards} >= set(checkpoint.consolidated):
+        yield finding("consolidated-stray", checkpoint.consolidated)
 
 
 def _quantization(checkpoint: Checkpoint) -> Iterator[Finding]:

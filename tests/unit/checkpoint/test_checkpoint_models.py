@@ -182,3 +182,20 @@ def test_a_method_that_is_not_known_is_not_judged_and_that_is_said(tmp_path: Pat
         write(tmp_path / "model", export, without="model.layers.1.mlp.up_proj.weight_scale")
     ).findings
     assert [(one.rule.code, one.detail) for one in found] == [("quant-method-not-judged", "quant_method is 'quark'")]
+
+
+def test_a_folder_in_mistrals_own_format_is_not_judged_and_that_is_said(tmp_path: Path) -> None:
+    linears = ("attention.wq", "attention.wk", "attention.wv", "attention.wo", "feed_forward.w1", "feed_forward.w2")
+    tensors = join(bf16(f"layers.{layer}.{name}", 64, 64) for layer in range(2) for name in linears)
+    root = write(
+        tmp_path, {"tensors": bf16("tok_embeddings", 128, 64) | tensors | bf16("output", 128, 64), "config": {}}
+    )
+    (root / "model.safetensors").rename(root / "consolidated.safetensors")
+    (root / "config.json").unlink()
+    (root / "tokenizer.json").rename(root / "tekken.json")
+    assert "config-unreadable" in {one.rule.code for one in verify_headers(root).findings}
+    (root / "params.json").write_text("{}")
+    assert [one.rule.code for one in verify_headers(root).findings] == ["mistral-format"]
+    with (root / "consolidated.safetensors").open("ab") as stream:
+        stream.write(b"0")
+    assert {one.rule.code for one in verify_headers(root).findings} == {"mistral-format", "shard-truncated"}

@@ -144,7 +144,7 @@ def test_the_index_is_made_from_the_files(make: Make, tmp_path: Path, repair: Pl
 
 def test_a_second_copy_of_the_weights_is_not_indexed(make: Make, tmp_path: Path) -> None:
     root = make("modelopt").write(tmp_path / "model")
-    shutil.copy(root / "model-00001-of-00002.safetensors", root / "consolidated.safetensors")
+    shutil.copy(root / "model-00001-of-00002.safetensors", root / "other.safetensors")
     with pytest.raises(ConfigurationError, match="stands in"):
         repair_in_place(root, Actions(rebuild_index=True))
 

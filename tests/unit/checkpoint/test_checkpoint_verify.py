@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from sparkwright.checkpoint.findings import RULES
 from sparkwright.checkpoint.headers import HeaderError, read_shard
 from sparkwright.checkpoint.inspection import inspect
+from sparkwright.checkpoint.repair import Actions, repair_in_place
 from sparkwright.checkpoint.verify import verify, verify_headers
 from sparkwright.errors import InputUnreadableError
 
@@ -342,6 +343,25 @@ def _second_copy(root: Path) -> None:
     shutil.copy(root / FIRST, root / "consolidated.safetensors")
 
 
+def _second_copy_without_index(root: Path) -> None:
+    _second_copy(root)
+    (root / INDEX).unlink()
+
+
+def _second_copy_of_mistral(root: Path) -> None:
+    _second_copy(root)
+    (root / "params.json").write_text("{}")
+
+
+def test_a_rebuilt_index_leaves_mistrals_copy_out(make: Make, tmp_path: Path) -> None:
+    root = make("modelopt").write(tmp_path / "model")
+    before = _index(root)
+    _second_copy(root)
+    _forget(root)
+    repair_in_place(root, Actions(rebuild_index=True))
+    assert _index(root) == before
+
+
 def _misplace(root: Path) -> None:
     places = _index(root)
     name = next(name for name, file in places.items() if file == FIRST)
@@ -373,7 +393,10 @@ FILE_FAULTS: list[tuple[set[str], Callable[[Path], object]]] = [
     ({"shard-unreadable"}, lambda root: (root / FIRST).write_bytes(b"\xff" * 100)),
     ({"shard-truncated"}, _cut),
     ({"shard-truncated"}, _lengthen),
-    ({"shard-not-in-index"}, _second_copy),
+    ({"shard-not-in-index"}, lambda root: shutil.copy(root / FIRST, root / "other.safetensors")),
+    ({"consolidated-stray"}, _second_copy),
+    ({"consolidated-stray", "index-missing"}, _second_copy_without_index),
+    ({"mistral-format"}, _second_copy_of_mistral),
     ({"index-unreadable", "index-missing"}, lambda root: (root / INDEX).write_text("{")),
     ({"index-unreadable", "index-missing"}, lambda root: _write_index(root, {"a": "../secret"})),
     ({"index-unreadable", "index-missing"}, lambda root: _write_index(root, {"a": ["x"]})),
@@ -470,7 +493,7 @@ def test_mixed_precision_goes_by_its_own_list(make: Make, tmp_path: Path) -> Non
     assert codes(other.write(tmp_path / "other")) == ["quant-method-disagrees"]
 
 
-def test_formats_that_are_not_known_are_left_alone(make: Make, tmp_path: Path) -> None:
+def test_formats_whose_scales_are_not_known_are_left_alone(make: Make, tmp_path: Path) -> None:
     model = make("base")
     model.tensors |= {
         f"{DOWN}.weight": np.ones((64, 96), dtype=np.int8),
@@ -485,7 +508,7 @@ def test_formats_that_are_not_known_are_left_alone(make: Make, tmp_path: Path) -
     }
     root = model.write(tmp_path / "model")
     assert codes(root) == []
-    assert inspect(verify_headers(root).checkpoint)["format"] == "unknown"
+    assert inspect(verify_headers(root).checkpoint)["format"] == "INT8"
 
 
 def test_exchanged_nibbles_are_far_beyond_the_bound(make: Make, tmp_path: Path) -> None:
