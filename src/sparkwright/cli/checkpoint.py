@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from sparkwright.checkpoint.checkpoint import read_checkpoint
+from sparkwright.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from sparkwright.checkpoint.findings import RULES, markdown
 from sparkwright.checkpoint.inspection import format_name
 from sparkwright.checkpoint.inspection import inspect as inspect_checkpoint
@@ -16,7 +16,7 @@ from sparkwright.checkpoint.roofline import SPARKS
 from sparkwright.checkpoint.roofline import roofline as bounds
 from sparkwright.checkpoint.verify import SAMPLE, Verification, verify_headers
 from sparkwright.checkpoint.verify import verify as verify_checkpoint
-from sparkwright.errors import UsageError
+from sparkwright.errors import InputUnreadableError, UsageError
 from sparkwright.report import note, print_json, print_table, progress
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ _SHOWN = 3  # tensors named in a table; --json lists all
 @app.command()
 def inspect(directory: DirectoryArgument, json: JsonOption = False) -> None:
     """Show format, layers, size, and the bounds of `sparkwright roofline`; reads headers only."""
-    found = inspect_checkpoint(read_checkpoint(directory))
+    found = inspect_checkpoint(_with_weights(directory))
     if json:
         print_json(found)
         return
@@ -69,6 +69,19 @@ def inspect(directory: DirectoryArgument, json: JsonOption = False) -> None:
         ],
     )
     _show_roofline(found["roofline"])
+
+
+def _with_weights(directory: Path) -> Checkpoint:
+    """What the folder holds; a figure of nothing would be a wrong one."""
+    checkpoint = read_checkpoint(directory)
+    if not checkpoint.tensors:
+        raise InputUnreadableError(
+            f"{directory} holds no tensor that can be read",
+            remedy="name the folder of the .safetensors files; `checkpoint verify` says what is wrong with them",
+        )
+    if checkpoint.has_broken_shard:
+        note(f"files of {directory} are missing or damaged (see `checkpoint verify`): what is left is counted")
+    return checkpoint
 
 
 @app.command()
@@ -244,7 +257,7 @@ def roofline(
     json: JsonOption = False,
 ) -> None:
     """Bound tok/s by what has to be read for a token, for one to four Sparks, and say which context fits."""
-    found = bounds(read_checkpoint(directory), contexts=context, memory_share=memory_share, streams=streams)
+    found = bounds(_with_weights(directory), contexts=context, memory_share=memory_share, streams=streams)
     if json:
         print_json(found)
     else:

@@ -70,6 +70,29 @@ def test_inspect_and_roofline_print_tables_and_json(sparkwright: Command, make: 
     assert "4 Sparks" in sparkwright("roofline", root)[1]
 
 
+def test_a_context_that_the_model_does_not_have_is_refused(sparkwright: Command, make: Make, tmp_path: Path) -> None:
+    root = make("packed").write(tmp_path / "model")
+    status, out, err = sparkwright("roofline", root, "--context", "4096", "--context", "4097")
+    assert (status, out) == (64, "")
+    assert "4,097" in err
+
+
+def test_a_folder_without_weights_has_no_figures(sparkwright: Command, tmp_path: Path) -> None:
+    for command in (("checkpoint", "inspect"), ("roofline",)):
+        status, out, err = sparkwright(*command, tmp_path)
+        assert (status, out) == (66, "")
+        assert "no tensor" in err
+
+
+def test_figures_of_what_is_left_are_said_to_be(sparkwright: Command, make: Make, tmp_path: Path) -> None:
+    root = make("packed").write(tmp_path / "model")
+    (root / "model-00002-of-00002.safetensors").unlink()
+    for command in (("checkpoint", "inspect"), ("roofline",)):
+        status, _, err = sparkwright(*command, root, "--json")
+        assert status == 0
+        assert "missing" in err
+
+
 def test_repair_says_what_it_wrote(sparkwright: Command, make: Make, tmp_path: Path) -> None:
     root = make("modelopt").write(tmp_path / "model")
     (root / "model.safetensors.index.json").unlink()
