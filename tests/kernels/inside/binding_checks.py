@@ -331,13 +331,27 @@ def test_tiles_come_back_as_they_were() -> None:
         assert torch.equal(reference.untile_scales(tiled, rows, blocks).view(torch.uint8), scales.view(torch.uint8))
 
 
-def test_the_benchmark_walks_through_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def benchmark_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """The benchmark's names, its `main` to be called with these words."""
     script = Path(__file__).parents[3] / "benchmarks/kernels/decode.py"
+    monkeypatch.syspath_prepend(str(script.parent))
+
+    def loaded(*words: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [str(script), *words])
+        return runpy.run_path(str(script))
+
+    return loaded
+
+
+def test_the_benchmark_walks_through_everything(
+    tmp_path: Path,
+    benchmark_in: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     result = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", [str(script), "--dry-run", "--tokens", "1", "--output", str(result)])
-    benchmark = runpy.run_path(str(script))
+    benchmark = benchmark_in("--dry-run", "--tokens", "1", "--output", str(result))
     assert benchmark["main"]() == 0
     rows = json.loads(result.read_text())["rows"]
     assert [row["kernel"] for row in rows] == [
@@ -345,25 +359,115 @@ def test_the_benchmark_walks_through_everything(
         *("nvfp4_gemv, linear scales", "nvfp4_gemv, tiled scales", "Marlin"),
     ]
     assert all((row["microseconds"] is None) == (row["kernel"] == "Marlin") for row in rows)
+    assert all(row["note"].startswith("not measured: ") for row in rows if row["kernel"] == "Marlin")
     assert all(row["error"] < 2**-7 for row in rows if row["kernel"] != "Marlin")
     # 4.5 bits a weight at 273 GB/s: two experts of 3 * 32 * 16 weights, and 32 * 64 weights.
     weights = [round(row["gb10_microseconds"] * 273e3 / (4.5 / 8)) for row in rows]
     assert weights == [2 * 3 * 32 * 16] * 3 + [32 * 64] * 3
     shown = capsys.readouterr().out
     assert "a dry run: the times below mean nothing" in shown
-    assert re.search(r"^tiny experts +M=1 \d+% of copy \(goal 70%\)$", shown, re.MULTILINE)
+    said = r"\d+% \(goal 70%: (met|missed)\) of copy, \? \(goal 1.50: not measured\) times as fast as Marlin"
+    assert re.search(rf"^tiny experts +M=1 {said}$", shown, re.MULTILINE)
     right = ops.gemv
     monkeypatch.setattr(ops, "gemv", lambda *arguments, **named: right(*arguments, **named) * 1.1)
     assert benchmark["main"]() == 1
     assert "WRONG: nvfp4_gemv" in capsys.readouterr().err
 
 
-def test_the_benchmark_predicts_without_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_kernel_that_fails_costs_the_benchmark_its_own_row_only(
+    tmp_path: Path, benchmark_in: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = Path(__file__).parents[3] / "benchmarks/kernels/decode.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--predict", "--tokens", "1", "8"])
-    assert runpy.run_path(str(script))["main"]() == 0
+    class OutOfLuckError(Exception):
+        """One that nobody thought of."""
+
+    result = tmp_path / "result.json"
+    benchmark = benchmark_in("--dry-run", "--tokens", "1", "--output", str(result))
+    right, calls, stored = ops.gemv, [], []
+
+    def failing(*arguments: object, tiled_scales: bool, **named: object) -> torch.Tensor:
+        calls.append(tiled_scales)
+        stored.append(len(json.loads(result.read_text())["rows"]))
+        if len(calls) == 2:  # the first that is timed
+            raise OutOfLuckError("of a kind of its own")
+        return right(*arguments, tiled_scales=tiled_scales, **named)
+
+    monkeypatch.setattr(ops, "gemv", failing)
+    assert benchmark["main"]() == 0
+    notes = {row["kernel"]: row["note"] for row in json.loads(result.read_text())["rows"]}
+    assert notes["nvfp4_gemv, linear scales"] == "not measured: OutOfLuckError: of a kind of its own"
+    assert notes["nvfp4_gemv, tiled scales"] == "1 copies"
+    # What was measured before is on the disk by then.
+    assert stored[:3] == [3, 3, 4]
+
+
+def test_the_benchmark_asks_marlin_as_it_asks_the_others(
+    tmp_path: Path, benchmark_in: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import marlin
+
+    made: list[object] = []
+
+    def workspace(device: torch.device) -> object:
+        del device
+        made.append(object())
+        return made[-1]
+
+    def linear(packed: Any, scales: Any, scale: Any, given: object) -> Callable[..., Any]:  # noqa: ANN401
+        assert given is made[-1]
+        return lambda x: reference.gemv(x, packed, scales, scale)
+
+    def experts(*layer: Any) -> Callable[..., Any]:  # noqa: ANN401
+        *matrices, given = layer
+        assert given is made[-1]
+        w13, s13, g13, *second = matrices
+        both = torch.stack((g13, g13), dim=1)
+        return lambda x, weights, ids: reference.moe_decode(x, w13, s13, both, *second, weights, ids)
+
+    monkeypatch.setattr(marlin, "workspace", workspace)
+    monkeypatch.setattr(marlin, "linear", linear)
+    monkeypatch.setattr(marlin, "experts", experts)
+    result = tmp_path / "result.json"
+    benchmark = benchmark_in("--dry-run", "--tokens", "1", "2", "--output", str(result))
+    assert benchmark["main"]() == 0
+    rows = [row for row in json.loads(result.read_text())["rows"] if row["kernel"] == "Marlin"]
+    assert [row["error"] for row in rows] == [0.0] * 4
+    assert all(row["microseconds"] > 0 for row in rows)
+    assert len(made) == 4, "a workspace for all calls of a row"
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "verdicts"),
+    [
+        ((1.0, 2.0, 3.0), ("80% (goal 70%: met)", "1.50 (goal 1.50: met)")),
+        ((1.0, 2.2, 3.0), ("73% (goal 70%: met)", "1.36 (goal 1.50: missed)")),
+        ((1.0, 3.0, None), ("53% (goal 70%: missed)", "? (goal 1.50: not measured)")),
+    ],
+)
+def test_the_benchmark_judges_tiled_scales(
+    benchmark_in: Callable[..., dict[str, Any]], microseconds: tuple[float | None, ...], verdicts: tuple[str, str]
+) -> None:
+    benchmark = benchmark_in()
+    names = ("nvfp4_moe_decode, linear scales", "nvfp4_moe_decode, tiled scales", "Marlin")
+    rows = [
+        benchmark["Row"](
+            layer="experts",
+            tokens=1,
+            kernel=name,
+            microseconds=time,
+            bytes_read=1.0,
+            of_copy=None if time is None else 1.6 / time,
+            gb10_microseconds=1.0,
+        )
+        for name, time in zip(names, microseconds, strict=True)
+    ]
+    (said,) = benchmark["_against_the_goals"](rows)
+    assert said.split("M=1 ")[1] == f"{verdicts[0]} of copy, {verdicts[1]} times as fast as Marlin"
+
+
+def test_the_benchmark_predicts_without_a_gpu(
+    benchmark_in: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark_in("--predict", "--tokens", "1", "8")["main"]() == 0
     rows = {line[:42].strip(): line[42:].split() for line in capsys.readouterr().out.splitlines()[2:]}
     # 10 of 512 experts of 3 * 2048 * 512 weights at 4.5 bits; of 512 experts eight tokens hit 74.7 on average.
     assert rows["Qwen3-Next-80B-A3B experts"] == ["17.695", "64.816", "484.432"]
