@@ -174,7 +174,8 @@ def repair(
         bool, typer.Option("--restore-ignore", help="List exactly what is not quantized as ignored.")
     ] = False,
     restore_config: Annotated[
-        bool, typer.Option("--restore-config", help="Take sizes and token ids from the base's config.json.")
+        bool,
+        typer.Option("--restore-config", help="Take sizes, token ids and kinds of layers from the base's config.json."),
     ] = False,
     rebuild_index: Annotated[bool, typer.Option("--rebuild-index", help="Make the index from the files.")] = False,
     copy_tokenizer: Annotated[

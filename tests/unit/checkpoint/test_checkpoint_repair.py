@@ -14,7 +14,8 @@ from tests.dying import Killed, count_writes
 
 from sparkwright.checkpoint.checkpoint import JOURNAL, read_checkpoint
 from sparkwright.checkpoint.dequantize import read_floats
-from sparkwright.checkpoint.repair import RECEIPT, SIDECAR, Actions, Repaired, repair_in_place, repair_into
+from sparkwright.checkpoint.repair import RECEIPT, Actions, Repaired, repair_in_place, repair_into
+from sparkwright.checkpoint.repair_files import SIDECAR
 from sparkwright.checkpoint.verify import verify
 from sparkwright.errors import ConfigurationError, InputUnreadableError, LockedError, UsageError
 from sparkwright.files import exclusive_lock, sha256_file
@@ -119,6 +120,32 @@ def test_the_config_comes_from_the_base(make: Make, tmp_path: Path, repair: Plac
     done = repair(root, Actions(restore_config=True, base=base))
     assert codes(done.directory) == []
     assert "quantization_config" in json.loads((done.directory / "config.json").read_text())
+
+
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_the_kinds_of_the_layers_come_from_the_base(
+    make: Make, tmp_path: Path, repair: Place, part: str | None
+) -> None:
+    """A template of one layer leaks the lists that have an entry for each layer, whatever they are called."""
+    one = {"num_hidden_layers": 1, "layer_types": ["full_attention"], "no_rope_layers": [1], "block_configs": [{}]}
+    whole = {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "no_rope_layers": [1, 1, 0],
+        "block_configs": [{}, {}, {"attention": None}],
+    }
+    lists = {"hybrid_override_pattern": "M*E", "mlp_only_layers": [0], "architectures": ["Other"]}
+    base_model, model = make("base"), make("modelopt")
+    for config, fields in ((base_model.config, whole | lists), (model.config, one)):
+        config.update({part: fields} if part else fields)
+    base = base_model.write(tmp_path / "base")
+    root = model.write(tmp_path / "model")
+    done = repair(root, Actions(restore_config=True, base=base))
+    restored = json.loads((done.directory / "config.json").read_text())
+    found = restored[part] if part else restored
+    assert {name: found[name] for name in whole} == whole
+    assert found["hybrid_override_pattern"] == "M*E"
+    assert restored["architectures"] == ["Qwen3MoeForCausalLM"]
 
 
 def test_the_config_of_another_model_is_refused(make: Make, tmp_path: Path) -> None:
