@@ -128,6 +128,11 @@ def test_the_compile_cache_keeps_graphs_with_and_without_the_kernels_apart(in_pr
     }
 
 
+def test_nothing_is_offered_to_a_vllm_whose_results_may_not_depend_on_the_batch(in_process: dict[str, Any]) -> None:
+    assert in_process["switch"]["changed"], "the premise: it would be"
+    assert in_process["switch"]["invariant"]
+
+
 def test_the_plugins_operator_has_one_graph_for_every_number_of_tokens(in_process: dict[str, Any]) -> None:
     assert in_process["switch"]["operator"] == [[20, 16], [3, 16]]
 

@@ -5,6 +5,10 @@ from gb10_kernels.library import NotBuiltError, load
 
 def unusable() -> str | None:
     """Why the kernels cannot be used in this process at all, or None."""
+    from vllm import envs
+
+    if envs.VLLM_BATCH_INVARIANT:
+        return "VLLM_BATCH_INVARIANT=1 wants the same result in every batch, and they take the small ones only"
     try:
         load()
     except NotBuiltError as error:
