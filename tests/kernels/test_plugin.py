@@ -128,6 +128,14 @@ def test_the_compile_cache_keeps_graphs_with_and_without_the_kernels_apart(in_pr
     }
 
 
+def test_a_backend_that_shuts_the_kernel_out_of_linear_layers_is_told_once(in_process: dict[str, Any]) -> None:
+    told = in_process["switch"]["told"]
+    assert told["auto"] == []
+    (line,) = told["emulation"]
+    assert line.startswith("every NVFP4 linear layer: --linear-backend")
+    assert "chooses EmulationNvFp4LinearKernel" in line
+
+
 def test_nothing_is_offered_to_a_vllm_whose_results_may_not_depend_on_the_batch(in_process: dict[str, Any]) -> None:
     assert in_process["switch"]["changed"], "the premise: it would be"
     assert in_process["switch"]["invariant"]

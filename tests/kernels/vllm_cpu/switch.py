@@ -16,11 +16,13 @@ from vllm.compilation.decorators import support_torch_compile  # type: ignore[im
 from vllm.config import (  # type: ignore[import-not-found]
     CompilationConfig,
     CompilationMode,
+    KernelConfig,
     VllmConfig,
     set_current_vllm_config,
 )
 from vllm.forward_context import set_forward_context  # type: ignore[import-not-found]
 from vllm.model_executor.kernels import linear as registry  # type: ignore[import-not-found]
+from vllm.model_executor.layers.linear import ReplicatedLinear  # type: ignore[import-not-found]
 from vllm.model_executor.layers.quantization import (  # type: ignore[import-not-found]
     get_quantization_config,
 )
@@ -110,9 +112,25 @@ def _registered() -> list[str]:
     return [each.__name__ for each in (*registry._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU], *configurations)]
 
 
+def _told(backend: str) -> list[str]:
+    """Of which layers the log says that they stay with vLLM, where --linear-backend is this."""
+    from gb10_kernels.vllm_plugin import linear, moe
+
+    told: list[str] = []
+    linear.tell, tell = lambda layers, reason: told.append(f"{layers}: {reason}"), linear.tell
+    linear.tell_if_never_asked.cache_clear()
+    nvfp4 = {"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "exclude_modules": [], "group_size": 16}
+    quantization = moe.DecodeModelOptNvFp4Config.from_config({"quantization": nvfp4})
+    with set_current_vllm_config(VllmConfig(kernel_config=KernelConfig(linear_backend=backend))):
+        for prefix in ("first", "second"):
+            quantization.get_quant_method(object.__new__(ReplicatedLinear), prefix)
+    linear.tell = tell
+    return told
+
+
 def _operator() -> list[list[int]]:
     """The plugin's operator by itself: what torch asks of an operator, and one graph for every number of tokens."""
-    from gb10_kernels.vllm_plugin import linear  # type: ignore[import-not-found]
+    from gb10_kernels.vllm_plugin import linear
 
     layer, _ = _layer()
 
@@ -141,7 +159,8 @@ def _operator() -> list[list[int]]:
 
 def found() -> dict[str, Any]:
     """Each of the questions, answered; it changes vLLM in this process."""
-    registry.register_linear_kernel(EmulationNvFp4LinearKernel, PlatformEnum.CPU, "nvfp4")
+    for kernel in (EmulationNvFp4LinearKernel, registry.EmulationNvFp4LinearKernel):
+        registry.register_linear_kernel(kernel, PlatformEnum.CPU, "nvfp4")
     answers: dict[str, Any] = {"served": {}}
     answers["served"]["off"] = _served()
     os.environ["GB10_KERNELS"] = "1"
@@ -155,6 +174,7 @@ def found() -> dict[str, Any]:
     answers["served"]["on"] = _served()
     answers["served"]["on again"] = _served()
     answers["operator"] = _operator()
+    answers["told"] = {backend: _told(backend) for backend in ("auto", "emulation")}
     # As in a process in which it was never switched on.
     kernels = registry._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU]
     kernels.remove(next(each for each in kernels if each.__name__ == "Gb10NvFp4LinearKernel"))

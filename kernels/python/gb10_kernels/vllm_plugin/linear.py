@@ -1,5 +1,6 @@
 """NVFP4 linear layers: a kernel in vLLM's registry that wraps the one that vLLM would have chosen."""
 
+import functools
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -142,6 +143,18 @@ def _(
 ) -> Tensor:
     del weight, scales, global_scale, alpha, inverse
     return x.new_empty(*x.shape[:-1], rows)
+
+
+@functools.cache
+def tell_if_never_asked() -> None:
+    """Say it once where vLLM chooses without asking the kernel: nothing else would, as no layer comes to it."""
+    try:
+        chosen = registry.init_nvfp4_linear_kernel()
+    except ValueError:
+        return  # vLLM raises it again at the first layer that needs one
+    if not isinstance(chosen, Gb10NvFp4LinearKernel):
+        reason = f"--linear-backend or VLLM_DISABLED_KERNELS chooses {type(chosen).__name__} without it"
+        tell("every NVFP4 linear layer", reason)
 
 
 def offer() -> None:

@@ -9,6 +9,7 @@ from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEKernel
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.fused_moe.prepare_finalize.no_dp_ep import MoEPrepareAndFinalizeNoDPEPModular
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_w4a4_nvfp4 import (  # noqa: E501
@@ -19,6 +20,7 @@ from vllm.model_executor.utils import is_weights_pre_processed
 
 from gb10_kernels import ops
 from gb10_kernels.vllm_plugin.fallback import tell
+from gb10_kernels.vllm_plugin.linear import tell_if_never_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +154,20 @@ class DecodeModelOptNvFp4Config(ModelOptNvFp4Config):
 
     FusedMoEMethodCls = DecodeModelOptNvFp4FusedMoE
 
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> object:
+        """Take vLLM's choice."""
+        if isinstance(layer, LinearBase):
+            tell_if_never_asked()
+        return super().get_quant_method(layer, prefix)
+
 
 class DecodeCompressedTensorsConfig(CompressedTensorsConfig):
     """vLLM's configuration of this name, with the experts' method from here."""
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> object:
         """Take vLLM's choice, and exchange its method for NVFP4 experts."""
+        if isinstance(layer, LinearBase):
+            tell_if_never_asked()
         method = super().get_quant_method(layer, prefix)
         if type(method) is CompressedTensorsW4A4Nvfp4MoEMethod:
             return DecodeCompressedTensorsNvfp4MoEMethod(method.moe, prefix, use_a16=method.use_a16)
