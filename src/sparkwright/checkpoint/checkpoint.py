@@ -1,5 +1,6 @@
 """A checkpoint folder as vLLM would read it, from headers and JSON alone."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,7 +148,8 @@ def _read_index(root: Path) -> tuple[dict[str, str] | None, list[Finding]]:
     places = (read_object(path) or {}).get("weight_map")
     if not isinstance(places, dict) or not places:
         return None, [finding("index-unreadable", [INDEX], "it has no weight_map")]
-    if strange := sorted({repr(name) for name in places.values() if not _plain_name(name)}):
+    files = [*places.values()] if {*map(type, places.values())} - {str} else {*places.values()}
+    if strange := sorted({repr(name) for name in files if not _plain_name(name)}):
         return None, [finding("index-unreadable", [INDEX], f"not names of files in this folder: {', '.join(strange)}")]
     return places, []
 
@@ -157,27 +159,25 @@ def _plain_name(name: object) -> bool:
 
 
 def _compare_index(index: Mapping[str, str] | None, shards: list[Shard], stray: list[str]) -> Iterator[Finding]:
-    holders: dict[str, set[str]] = {}
-    twice: set[str] = set()
-    for shard in shards:
-        only = {shard.path.name}
-        for tensor in shard.tensors:
-            if tensor.name in holders:
-                twice.add(tensor.name)
-                holders[tensor.name] = holders[tensor.name] | only
-            else:
-                holders[tensor.name] = only
+    names = {shard.path.name: {tensor.name for tensor in shard.tensors} for shard in shards}
+    holder = {name: file for file, held in names.items() for name in held}
+    twice: dict[str, set[str]] = {}
+    if len(holder) < sum(map(len, names.values())):
+        count = Counter(name for held in names.values() for name in held)
+        twice = {
+            name: {file for file, held in names.items() if name in held} for name, files in count.items() if files > 1
+        }
     if twice:
-        yield finding("tensor-duplicate", sorted(twice), f"for instance in {' and '.join(sorted(holders[min(twice)]))}")
+        yield finding("tensor-duplicate", sorted(twice), f"for instance in {' and '.join(sorted(twice[min(twice)]))}")
     if index is None:
         if len(shards) > 1:
             yield finding("index-missing", [shard.path.name for shard in shards])
         return
     if stray:
         yield finding("shard-not-in-index", stray)
-    read = {shard.path.name for shard in shards}
-    if absent := sorted(name for name, file in index.items() if file in read and file not in holders.get(name, ())):
-        elsewhere = sum(name in holders for name in absent)
+    misplaced = index.items() - holder.items()
+    if absent := sorted(name for name, file in misplaced if file in names and file not in twice.get(name, ())):
+        elsewhere = sum(name in holder for name in absent)
         yield finding("index-names-absent", absent, f"{elsewhere} of {len(absent)} are in another file")
-    if omitted := sorted(name for name in holders if name not in index):
+    if omitted := sorted(holder.keys() - index.keys()):
         yield finding("index-omits", omitted)

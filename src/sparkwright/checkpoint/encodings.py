@@ -6,7 +6,7 @@ from typing import Final
 FLOATS: Final = ("F16", "BF16", "F32", "F64")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Encoding:
     """One way to store a weight matrix; the names are the last part of the tensors' names.
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from sparkwright.checkpoint import encodings
@@ -25,6 +25,7 @@ _HEADS: Final = ("lm_head", "embed_out")
 _VISION: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|vit\w*|audio\w*|multi_modal\w*|mm_\w+|image_\w+)\.")
 
 _WEIGHTS: Final = ("weight", "weight_packed", "qweight")
+_DIGITS: Final = re.compile(r"\d+")
 _MOST_DIGITS: Final = 6  # a longer number in a name is not the number of a layer
 
 # What vLLM fuses into one layer, which then has one global scale.
@@ -120,8 +121,9 @@ class Module:
     @cached_property
     def stacked_experts(self) -> int:
         """How many experts lie in one tensor; 0 where they do not."""
-        mixture = any(word == "experts" or word.endswith("moe") for word in self.name.split("."))
-        return self.shape[0] if mixture and self.expert is None and len(self.shape) > 2 else 0
+        if len(self.shape) < 3 or self.expert is not None:
+            return 0
+        return self.shape[0] if any(word == "experts" or word.endswith("moe") for word in self.name.split(".")) else 0
 
     @cached_property
     def role(self) -> Role:
@@ -131,13 +133,12 @@ class Module:
     @cached_property
     def is_embedding(self) -> bool:
         """Whether it is a table of which a row is taken, of tokens or of positions, in whatever part of the model."""
-        last = self.name.rpartition(".")[2]
-        return last not in _HEADS and _EMBEDDING.search(last) is not None
+        return _is_embedding(self.name.rpartition(".")[2])
 
-    @property
+    @cached_property
     def is_quantized(self) -> bool:
         """Whether the weight is stored in less than a float."""
-        return self.encoding not in (None, encodings.FLOAT)
+        return self.encoding is not None and self.encoding is not encodings.FLOAT
 
     @property
     def is_linear(self) -> bool:
@@ -209,7 +210,21 @@ def _qweight_bits(parts: Mapping[str, Tensor]) -> int:
 
 
 def _role(module: Module) -> Role:
-    name, words = module.name, module.name.split(".")
+    # Layers and experts are alike: without their numbers few names are left to look at.
+    named = _named_role(_DIGITS.sub("", module.name))
+    if named in (Role.MTP, Role.VISION, Role.HEAD, Role.EMBEDDING):
+        return named
+    if module.weight is None or (len(module.shape) < 2 and not module.is_quantized):
+        return Role.NORM
+    if module.stacked_experts and named is not Role.ROUTER:
+        return Role.EXPERT
+    return Role.NORM if named is Role.MLP and (module.layer is None or len(module.shape) != 2) else named
+
+
+@lru_cache(maxsize=1024)
+def _named_role(name: str) -> Role:
+    """The role by name alone; of a decoder layer's MLP where it tells none."""
+    words = name.split(".")
     last = words[-1]
     if words[0] == "mtp" or ".mtp." in name or "nextn" in name:
         return Role.MTP
@@ -217,19 +232,21 @@ def _role(module: Module) -> Role:
         return Role.VISION
     if last in _HEADS or name == "output":
         return Role.HEAD
-    if module.is_embedding:
+    if _is_embedding(last):
         return Role.EMBEDDING
-    if module.weight is None or (len(module.shape) < 2 and not module.is_quantized):
-        return Role.NORM
     if last in ("gate", "router", "shared_expert_gate") or words[-2:-1] == ["router"]:
         return Role.ROUTER
-    if "experts" in words or module.stacked_experts:
+    if "experts" in words:
         return Role.EXPERT
     if any(word.startswith("shared_expert") for word in words):
         return Role.SHARED_EXPERT
     if any("attn" in word or "attention" in word for word in words):
         return Role.ATTENTION
-    return Role.MLP if module.layer is not None and len(module.shape) == 2 else Role.NORM
+    return Role.MLP
+
+
+def _is_embedding(last: str) -> bool:
+    return last not in _HEADS and _EMBEDDING.search(last) is not None
 
 
 def orphans(module: Module) -> list[Tensor]:
@@ -237,4 +254,4 @@ def orphans(module: Module) -> list[Tensor]:
     known = module.encoding.scales if module.encoding else ()
     if module.is_quantized and not known:
         return []
-    return [tensor for part, tensor in sorted(module.parts.items()) if part in SCALE_PARTS and part not in known]
+    return [module.parts[part] for part in sorted(SCALE_PARTS & module.parts.keys() - set(known))]

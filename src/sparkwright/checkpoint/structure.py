@@ -39,8 +39,8 @@ _MIXED: Final = "MIXED_PRECISION"
 def check_structure(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Every finding that needs no tensor's values."""
     yield from checkpoint.file_findings
-    if doubled := [name for name in checkpoint.tensors if _DOUBLED.search(name)]:
-        yield finding("doubled-prefix", doubled)
+    if doubled := [one for name, one in checkpoint.modules.items() if _DOUBLED.search(f"{name}.")]:
+        yield finding("doubled-prefix", [tensor.name for one in doubled for tensor in one.parts.values()])
     yield from _mistral(checkpoint)
     yield from _companions(checkpoint)
     if checkpoint.is_mistral_only:

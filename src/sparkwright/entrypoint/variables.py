@@ -137,8 +137,8 @@ TABLE: Final[tuple[Variable, ...]] = (
         default="1",
         explanation="When the model is a folder: what `sparkwright checkpoint verify` finds without reading a tensor. "
         "An error ends the start with 78 and its remedy, a warning is a notice. Missing input scales are none where "
-        "Marlin, which reads none, computes the layers concerned. It takes at most two seconds; what takes longer, and "
-        "a folder without safetensors files, is served unchecked, with a notice. So is one with another --load-format.",
+        "Marlin, which reads none, computes the layers concerned. It takes at most two seconds, and what was found "
+        "by then counts. A folder without safetensors files, and one with another --load-format, is served unchecked.",
         example="CHECK=0",
         kind="switch",
     ),
