@@ -139,8 +139,14 @@ def _attention(
         return CacheLayer(values=_rows(key), heads=1, window=None) if key and _rows(key) else None
     keys = _rows(key) if key else 0
     if not keys:
-        heads = number(settings, *_KV_HEADS) or number(settings, *_HEADS)
-        return CacheLayer(values=2 * heads * width, heads=heads, window=window) if heads and width else None
+        queries = number(settings, *_HEADS)
+        heads = number(settings, *_KV_HEADS) or queries
+        if not heads or not width or not queries:
+            return None
+        fused = next((block[last].shape for last in _FUSED if last in block and _rows(block[last])), None)
+        if fused is not None and (queries + 2 * heads) * width not in fused:  # GPT-2's inputs come first
+            return None
+        return CacheLayer(values=2 * heads * width, heads=heads, window=window)
     # Without a projection of its own the value is the key once more, and vLLM keeps both.
     beside = block.get(_KEYS[some.name.rpartition(".")[2]])
     values = (_rows(beside) if beside else 0) or keys

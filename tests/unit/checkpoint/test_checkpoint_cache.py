@@ -38,6 +38,7 @@ STATES = {
 
 
 def read(root: Path, tensors: Tensors, config: Mapping[str, object]) -> Costs:
+    root.mkdir(exist_ok=True)
     return costs(read_checkpoint(write(root / "model", tensors, config)))
 
 
@@ -66,6 +67,17 @@ def test_one_tensor_for_query_key_and_value(tmp_path: Path) -> None:
     found = read(tmp_path, tensors, config)
     assert found.cache_bytes(1, value_bytes=2) == 204_800
     assert found.notes == ()
+
+
+def test_a_config_that_does_not_fit_the_tensor_tells_nothing(tmp_path: Path) -> None:
+    """Falcon 7B has one head of keys, but no field that says so; GPT-2 has as many as of queries, and inputs first."""
+    falcon = bf16("transformer.h.0.self_attention.query_key_value", 4672, 4544)
+    config = {"n_layer": 1, "hidden_size": 4544, "n_head": 71}
+    assert read(tmp_path / "falcon", falcon, config).cache is None
+    assert read(tmp_path / "one", falcon, config | {"num_kv_heads": 1}).cache_bytes(1, value_bytes=2) == 2 * 64 * 2
+    gpt = bf16("h.0.attn.c_attn", 768, 2304)
+    found = read(tmp_path / "gpt", gpt, {"n_layer": 1, "n_embd": 768, "n_head": 12})
+    assert found.cache_bytes(1, value_bytes=2) == 2 * 768 * 2
 
 
 def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
