@@ -15,7 +15,7 @@ from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, command, contents
 from tests.serve.conftest import free_port, until
 
 from sparkwright.checkpoint.verify import verify
-from sparkwright.errors import OutputError, UnavailableError
+from sparkwright.errors import ConfigurationError, OutputError, UnavailableError
 
 if TYPE_CHECKING:
     from tests.quantize.conftest import Models, Warm
@@ -143,6 +143,31 @@ def test_a_node_whose_disk_is_too_small_is_named(
     assert f"{os.uname().nodename} has 0.0 GB of disk free for {small_disk}" in " ".join(job.output.split())
     assert "--scratch" in job.output
     assert "Traceback" not in job.output
+
+
+def test_more_actors_than_there_is_room_for_are_refused_and_not_waited_for(
+    made: Made, quantizing: "Warm", ray_address: str, data: Path, tmp_path: Path
+) -> None:
+    words = [*command(made.models("llama"), tmp_path / "made", data), "--ray", ray_address, "--actors", "3"]
+    job = quantizing.start("sparkwright", *words)
+    assert job.wait(60) == ConfigurationError.exit_code, job.output
+    assert "has 2 CPUs and 0 GPUs" in job.output
+
+
+def test_a_disk_that_fills_up_on_a_node_is_named_and_one_process_goes_on(
+    made: Made, quantizing: "Warm", ray_address: str, data: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "made"
+    words = [*command(made.models("llama"), output, data), "--resume"]  # which asks for no room in advance
+    job = quantizing.start("sparkwright", *words, "--ray", ray_address, "--actors", "2", "--scratch", str(small_disk))
+    assert job.wait() == OutputError.exit_code, job.output
+    assert f"on {os.uname().nodename}: the disk is full" in job.output
+    assert "Traceback" not in job.output
+    assert not (output / "config.json").exists()
+    again = quantizing.run("sparkwright", *words)
+    assert "no layer's inputs are kept in" in again
+    assert "beginning again at layer 1 of 4" in again
+    assert contents(output) == contents(made.by_layer("llama"))
 
 
 def test_a_lost_ray_actor_ends_the_run_and_any_others_or_none_go_on(

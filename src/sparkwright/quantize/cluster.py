@@ -135,7 +135,7 @@ class _Pipeline:
         )
 
     def go(self, start: int) -> list[dict[str, Any]]:
-        with self._display.phase("starting an actor on each node"):
+        with self._display.phase("starting the actors"):
             try:
                 about: list[About] = ray.get([actor.open.remote() for actor in self._actors], timeout=_START_SECONDS)
             except ray.exceptions.GetTimeoutError as error:

@@ -123,16 +123,11 @@ class _Run:
         options, layers = self._options, range(len(architecture))
         if all(self._shard(layer).exists() for layer in layers):
             return []
-        inputs = Inputs(
-            architecture,
-            samples=len(samples.tokens),
-            length=options.calibration.length,
-            state=state,
-            scratch=_scratch(options, state),
-        )
+        scratch, length = _scratch(options, state), options.calibration.length
+        inputs = Inputs(architecture, samples=len(samples.tokens), length=length, state=state, scratch=scratch)
         start = inputs.position or 0
         if options.resume:
-            where = "going on" if start else "no inputs of a layer were kept yet: beginning again"
+            where = "going on" if start else f"no layer's inputs are kept in {scratch}: beginning again"
             note(f"{where} at layer {start + 1} of {len(layers)}")
         if options.nodes is not None:
             from sparkwright.quantize.cluster import on_nodes
