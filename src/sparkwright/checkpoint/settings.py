@@ -2,10 +2,11 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -133,9 +134,16 @@ class QuantSettings:
         return _Names(self.ignore)
 
     @cached_property
-    def _ignored_by_name(self) -> tuple[list[str], list[str]]:
-        """Entries that stand for themselves and those with wildcards, which vLLM also looks for as they are written."""
-        return [one for one in self.ignore if one], [one for one in self.ignore if set(one) & set("*?[")]
+    def _ignored_by_number(self) -> dict[str, list[str]]:
+        """Entries by the first number within them, which a name that holds the entry has as well; empty for none."""
+        found = defaultdict(list)
+        for entry in filter(None, self.ignore):
+            found[next((one for one in entry.split(".")[1:-1] if one.isdecimal()), "")].append(entry)
+        return found
+
+    @cached_property
+    def _ignored_by_pattern(self) -> list[re.Pattern[str]]:
+        return [re.compile(translate(one)) for one in self.ignore if set(one) & set("*?[")]
 
     @cached_property
     def _ignored_experts(self) -> list[str]:
@@ -148,8 +156,11 @@ class QuantSettings:
         experts = _EXPERTS.match(module.name) if self._ignored_experts else None
         if experts and any(experts[1] in entry for entry in self._ignored_experts):
             return True
-        plain, wild = self._ignored_by_name
-        return any(entry in module.name for entry in plain) or any(fnmatchcase(module.name, entry) for entry in wild)
+        # vLLM looks for every entry as it is written, anywhere in the name; those with wildcards must match all of it.
+        numbers = self._ignored_by_number.keys() & {"", *module.name.split(".")}
+        if any(entry in module.name for number in numbers for entry in self._ignored_by_number[number]):
+            return True
+        return any(pattern.match(module.name) for pattern in self._ignored_by_pattern)
 
     def expects_quantized(self, module: Module) -> bool:
         """Whether vLLM builds this module as quantized."""

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from tests.unit.checkpoint.test_checkpoint_exports import write
 
+from sparkwright.checkpoint.modules import Module
+from sparkwright.checkpoint.settings import parse
 from sparkwright.checkpoint.verify import verify_headers
 
 Tensors = dict[str, tuple[str, list[int]]]
@@ -199,3 +201,22 @@ def test_a_folder_in_mistrals_own_format_is_not_judged_and_that_is_said(tmp_path
     with (root / "consolidated.safetensors").open("ab") as stream:
         stream.write(b"0")
     assert {one.rule.code for one in verify_headers(root).findings} == {"mistral-format", "shard-truncated"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "ignored"),
+    [
+        ("model.layers.1.mlp.up_proj", True),
+        ("layers.1.mlp", True),
+        ("1.mlp", True),
+        ("model.layers.1", True),
+        ("model.layers.*.mlp.up_proj", True),
+        ("model.layers.11.mlp.up_proj", False),
+        ("layers.2.mlp", False),
+        ("*.mlp", False),
+        ("", False),
+    ],
+)
+def test_entries_of_modelopt_are_looked_for_anywhere_in_a_name(entry: str, ignored: bool) -> None:
+    settings = parse({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [entry]})
+    assert settings.ignores(Module("model.layers.1.mlp.up_proj", {})) is ignored
