@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -104,16 +104,36 @@ def _layers(checkpoint: Checkpoint, stack: _Stack) -> Iterator[Finding]:
         if missing or beyond or len(layers) < declared:
             detail = f"num_hidden_layers is {declared}, the files hold {len(layers)}"
             yield finding("config-num-layers", [f"{prefix}{one}" for one in missing + beyond], detail)
-    kinds = {frozenset(one) for one in layers.values()}
-    poorer = {one: max((k for k in kinds if one < k), key=len, default=None) for one in kinds}
+    kinds = _kinds(checkpoint.text, layers, declared, extra)
+    fullest = {(kinds[one], frozenset(layers[one])) for one in layers}
     lacking = [
-        f"{prefix}{number_}.{name}"
-        for number_, names in sorted(layers.items())
-        if (richer := poorer[frozenset(names)]) is not None and (declared is None or number_ < declared)
-        for name in sorted(richer - names.keys())
+        f"{prefix}{one}.{name}"
+        for one, names in sorted(layers.items())
+        if declared is None or one < declared
+        for name in sorted(_richer(names.keys(), {held for kind, held in fullest if kind == kinds[one]}) - names.keys())
     ]
     if lacking:
         yield finding("layer-incomplete", lacking)
+
+
+def _kinds(
+    settings: Mapping[str, Any], layers: Iterable[int], declared: int | None, extra: int
+) -> dict[int, tuple[str, ...]]:
+    """What the config says of each layer, in lists (or patterns of letters) that are as long as there are layers."""
+    lists = [
+        value
+        for key, value in settings.items()
+        if (isinstance(value, list) or (isinstance(value, str) and "pattern" in key))
+        and declared is not None
+        and declared <= len(value) <= declared + extra
+    ]
+    shared = (declared or 0) - (number(settings, "num_kv_shared_layers") or 0)
+    return {one: (*(repr(value[one]) for value in lists if one < len(value)), str(one >= shared)) for one in layers}
+
+
+def _richer(names: Set[str], others: Iterable[frozenset[str]]) -> Set[str]:
+    """The largest of the others that holds all the names and more; the names where there is none."""
+    return max((one for one in others if names < one), key=len, default=names)
 
 
 def _surroundings(checkpoint: Checkpoint, stack: _Stack) -> Iterator[Finding]:

@@ -52,6 +52,16 @@ def quark_mxfp4(name: str, rows: int, columns: int) -> Tensors:
     return {f"{name}.weight": ("U8", [rows, columns // 2]), f"{name}.weight_scale": ("U8", [rows, columns // 32])}
 
 
+def nvfp4(name: str, rows: int, columns: int) -> Tensors:
+    """NVFP4 as modelopt writes it."""
+    return {
+        f"{name}.weight": ("U8", [rows, columns // 2]),
+        f"{name}.weight_scale": ("F8_E4M3", [rows, columns // 16]),
+        f"{name}.weight_scale_2": ("F32", []),
+        f"{name}.input_scale": ("F32", []),
+    }
+
+
 def attention(prefix: str, linear: Linear) -> Tensors:
     shapes = {"q_proj": (64, HIDDEN), "k_proj": (32, HIDDEN), "v_proj": (32, HIDDEN), "o_proj": (HIDDEN, 64)}
     return join(linear(f"{prefix}.{name}", *shape) for name, shape in shapes.items())
@@ -153,7 +163,33 @@ def glm() -> Model:
     return tensors, {"architectures": ["Glm4MoeForCausalLM"], **SIZES, **compressed("lm_head")}
 
 
-MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed, ministral3, glm]
+def gemma4() -> Model:
+    """Its full attention takes the keys for values: these layers have no v_proj."""
+    kinds = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+    tensors = decoder("model.language_model", dense(nvfp4), head="")
+    for layer, kind in enumerate(kinds):
+        if kind == "full_attention":
+            tensors = {name: one for name, one in tensors.items() if f"layers.{layer}.self_attn.v_proj" not in name}
+    text = SIZES | {"layer_types": kinds, "attention_k_eq_v": True, "num_kv_shared_layers": 0}
+    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+    config = {"architectures": ["Gemma4ForConditionalGeneration"], "text_config": text}
+    return tensors, config | {"quantization_config": quantization}
+
+
+def nemotron_nas() -> Model:
+    """Some of its layers have no attention, as block_configs says."""
+    blocks = [{"attention": {"no_op": layer % 2 == 1}, "ffn": {"no_op": False}} for layer in range(LAYERS)]
+    tensors = decoder(
+        "model",
+        lambda name, layer: attention(f"{name}.self_attn", nvfp4) if layer % 2 == 0 else {},
+        lambda name, _: mlp(f"{name}.mlp", nvfp4),
+    )
+    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+    config = {"architectures": ["DeciLMForCausalLM"], "block_configs": blocks, "num_key_value_heads": None}
+    return tensors, SIZES | config | {"quantization_config": quantization}
+
+
+MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed, ministral3, glm, gemma4, nemotron_nas]
 
 
 @pytest.mark.parametrize("make_model", MODELS)
@@ -220,3 +256,14 @@ def test_a_folder_in_mistrals_own_format_is_not_judged_and_that_is_said(tmp_path
 def test_entries_of_modelopt_are_looked_for_anywhere_in_a_name(entry: str, ignored: bool) -> None:
     settings = parse({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": [entry]})
     assert settings.ignores(Module("model.layers.1.mlp.up_proj", {})) is ignored
+
+
+@pytest.mark.parametrize(("make_model", "layer"), [(gemma4, 2), (nemotron_nas, 2)])
+def test_a_layer_that_lacks_what_others_of_its_kind_have_is_found(
+    tmp_path: Path, make_model: Callable[[], Model], layer: int
+) -> None:
+    tensors, config = make_model()
+    kept = {name: one for name, one in tensors.items() if f"layers.{layer}.self_attn.v_proj" not in name}
+    found = verify_headers(write(tmp_path / "model", {"tensors": kept, "config": config})).findings
+    assert [one.rule.code for one in found] == ["layer-incomplete"]
+    assert found[0].subjects[0].endswith(f"layers.{layer}.self_attn.v_proj")
