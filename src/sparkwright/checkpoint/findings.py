@@ -278,7 +278,7 @@ RULES: Final = {
         _rule(
             "fused-partly-quantized",
             _E,
-            "q/k/v or gate/up are only in part quantized, or in different formats",
+            "layers that vLLM fuses (q/k/v, gate/up) are only in part quantized, or in different formats",
             consequence="vLLM fuses them into one layer and ends with `Detected some but not all shards`.",
             remedy="Quantize again and exclude all or none of the group.",
         ),
@@ -345,7 +345,7 @@ RULES: Final = {
         _rule(
             "fused-weight-scale-differs",
             _E,
-            "q/k/v or gate/up have different global weight scales",
+            "layers that vLLM fuses (q/k/v, gate/up) have different global weight scales",
             consequence="vLLM fuses them and keeps one scale (the largest number; for experts that of gate): the "
             "weights of the others are multiplied by the wrong factor. It logs one warning.",
             remedy="Quantize again with a tool that shares the scale between them (modelopt and llm-compressor do).",
@@ -353,7 +353,7 @@ RULES: Final = {
         _rule(
             "fused-input-scale-differs",
             _W,
-            "q/k/v or gate/up have different input scales",
+            "layers that vLLM fuses (q/k/v, gate/up) have different input scales",
             consequence="vLLM fuses them and keeps one scale: activations lose precision or are clipped. It logs one "
             "warning.",
             remedy="Quantize again with a tool that shares the scale between them (modelopt and llm-compressor do).",

@@ -28,14 +28,19 @@ _WEIGHTS: Final = ("weight", "weight_packed", "qweight")
 _DIGITS: Final = re.compile(r"\d+")
 _MOST_DIGITS: Final = 6  # a longer number in a name is not the number of a layer
 
-# What vLLM fuses into one layer, which then has one global scale.
-_FUSED: Final = (
+FUSED: Final = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
     ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("in_proj_qkv", "in_proj_z"),
+    ("in_proj_b", "in_proj_a"),
+    ("query", "key", "value"),
+    ("wq", "wk", "wv"),
+    ("c_fc_0", "c_fc_1"),
 )
-_FUSED_INTO: Final = {name: group[0] for group in _FUSED for name in group}
+"""What vLLM fuses into one layer, which then has one global scale."""
+_FUSED_INTO: Final = {name: group[0] for group in FUSED for name in group}
 
 
 class Role(StrEnum):

@@ -267,3 +267,17 @@ def test_a_layer_that_lacks_what_others_of_its_kind_have_is_found(
     found = verify_headers(write(tmp_path / "model", {"tensors": kept, "config": config})).findings
     assert [one.rule.code for one in found] == ["layer-incomplete"]
     assert found[0].subjects[0].endswith(f"layers.{layer}.self_attn.v_proj")
+
+
+def test_linear_attention_that_vllm_fuses_must_be_quantized_as_one(tmp_path: Path) -> None:
+    parts = {"in_proj_qkv": nvfp4, "in_proj_z": bf16, "in_proj_b": bf16, "in_proj_a": bf16, "out_proj": nvfp4}
+    tensors = decoder(
+        "model.language_model",
+        lambda name, _: join(linear(f"{name}.linear_attn.{one}", 64, HIDDEN) for one, linear in parts.items()),
+        lambda name, _: mlp(f"{name}.mlp", nvfp4),
+    )
+    ignored = ["lm_head", *(f"*.in_proj_{one}" for one in "zba")]
+    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ignored}
+    config = {"text_config": SIZES, "quantization_config": quantization}
+    found = verify_headers(write(tmp_path / "model", {"tensors": tensors, "config": config})).findings
+    assert [(one.rule.code, len(one.subjects)) for one in found] == [("fused-partly-quantized", 2 * LAYERS)]
