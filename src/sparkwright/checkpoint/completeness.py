@@ -104,6 +104,8 @@ def _layers(checkpoint: Checkpoint, stack: _Stack) -> Iterator[Finding]:
         if missing or beyond or len(layers) < declared:
             detail = f"num_hidden_layers is {declared}, the files hold {len(layers)}"
             yield finding("config-num-layers", [f"{prefix}{one}" for one in missing + beyond], detail)
+        else:
+            yield from _layer_types(checkpoint.text, declared, extra)
     kinds = _kinds(checkpoint.text, layers, declared, extra)
     fullest = {(kinds[one], frozenset(layers[one])) for one in layers}
     lacking = [
@@ -114,6 +116,14 @@ def _layers(checkpoint: Checkpoint, stack: _Stack) -> Iterator[Finding]:
     ]
     if lacking:
         yield finding("layer-incomplete", lacking)
+
+
+def _layer_types(settings: Mapping[str, Any], declared: int, extra: int) -> Iterator[Finding]:
+    """Lists that transformers wants to be as long as there are layers; some models count their prediction layers."""
+    for key in ("layer_types", "mlp_layer_types"):
+        value = settings.get(key)
+        if isinstance(value, list) and not declared <= len(value) <= declared + extra:
+            yield finding("config-layer-types", [key], f"it names {len(value)}, num_hidden_layers is {declared}")
 
 
 def _kinds(

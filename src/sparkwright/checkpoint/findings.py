@@ -169,6 +169,14 @@ RULES: Final = {
             remedy="`repair --restore-config --base DIR`; typical of a config that leaked from a one-layer template.",
         ),
         _rule(
+            "config-layer-types",
+            _E,
+            "layer_types does not name a kind for each layer",
+            consequence="transformers ends with `num_hidden_layers must be equal to the number of layer_types`; with a "
+            "config class that does not look, layers are built as another kind.",
+            remedy="`repair --restore-config --base DIR`; typical of a config that leaked from a one-layer template.",
+        ),
+        _rule(
             "config-vocab-size",
             _E,
             "vocab_size is not the number of rows of the embedding",

@@ -230,6 +230,8 @@ TENSOR_FAULTS: list[tuple[str, str, Callable[["Model"], None]]] = [
     ("config-num-layers", "model.layers.2", _config(num_hidden_layers=2)),
     ("config-num-layers", "model.layers.3", _config(num_hidden_layers=4)),
     ("config-num-layers", "model.layers.1", _config(num_hidden_layers=1)),
+    ("config-layer-types", "layer_types", _config(layer_types=["full_attention"])),
+    ("config-layer-types", "mlp_layer_types", _config(mlp_layer_types=["dense"] * 4)),
     ("config-vocab-size", "model.embed_tokens.weight", _config(vocab_size=2, eos_token_id=1)),
     ("config-hidden-size", "model.embed_tokens.weight", _config(hidden_size=63)),
     ("config-token-id", "pad_token_id = 300", _config(pad_token_id=300)),
@@ -296,6 +298,15 @@ def test_a_model_without_the_outer_prefix_is_an_embedding_model_or_a_draft(make:
     _drop("model.norm.weight")(model)
     _rename("model.", "")(model)
     assert codes(model.write(tmp_path / "model")) == []
+
+
+def test_the_base_gives_a_leaked_list_of_layers_back(make: Make, tmp_path: Path) -> None:
+    model, base = make("modelopt"), make("base")
+    base.config["layer_types"] = ["full_attention"] * 3
+    model.config["layer_types"] = ["full_attention"]
+    root = model.write(tmp_path / "model")
+    repair_in_place(root, Actions(restore_config=True, base=base.write(tmp_path / "base")))
+    assert codes(root) == []
 
 
 PACKED_FAULTS: list[tuple[str, Callable[["Model"], object]]] = [
