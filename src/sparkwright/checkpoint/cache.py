@@ -118,7 +118,7 @@ def _blocks(checkpoint: Checkpoint) -> dict[str, dict[str, Module]]:
     own = None if count is None else count - shared
     found: dict[str, dict[str, Module]] = defaultdict(dict)
     for module in checkpoint.modules.values():
-        if module.layer is not None and takes_part(module, own):
+        if module.layer is not None and module.expert is None and takes_part(module, own):
             parent, _, last = module.name.rpartition(".")
             if "encoder" not in parent.split("."):
                 found[parent][last] = module

@@ -139,6 +139,8 @@ def costs(checkpoint: Checkpoint) -> Costs:
     notes = memory.notes
     if routed and chosen is None:
         notes += ("experts: all are counted, as config.json does not tell how many of how many a token chooses",)
+    if not checkpoint.config:
+        notes += ("windows and the longest context: unknown, as there is no config.json that can be read",)
     return Costs(
         fixed=fixed if experts else fixed + routed,
         expert=routed / experts if experts else 0.0,

@@ -104,7 +104,11 @@ def test_attention_that_is_not_recognized_is_said(tmp_path: Path, tensors: Tenso
 def test_names_of_mistrals_own_format(tmp_path: Path) -> None:
     tensors = bf16("layers.0.attention.wq", 4096, 64) | bf16("layers.0.attention.wk", 1024, 64)
     tensors |= bf16("layers.0.attention.wv", 1024, 64)
-    assert read(tmp_path, tensors, {}).cache_bytes(1, value_bytes=2) == 2 * 1024 * 2
+    write(tmp_path / "model", tensors, {})
+    (tmp_path / "model/config.json").unlink()
+    found = costs(read_checkpoint(tmp_path / "model"))
+    assert found.cache_bytes(1, value_bytes=2) == 2 * 1024 * 2
+    assert any("no config.json" in note for note in found.notes)
 
 
 def test_the_first_mamba_says_its_width_itself(tmp_path: Path) -> None:
