@@ -154,6 +154,26 @@ def test_more_actors_than_there_is_room_for_are_refused_and_not_waited_for(
     assert "has 2 CPUs and 0 GPUs" in job.output
 
 
+def test_a_node_with_another_model_or_without_a_gpu_is_named(
+    quantizing: "Warm", models: "Models", tmp_path: Path
+) -> None:
+    """Headers and settings alike; and Ray believes the number of GPUs that it was told."""
+    model, tuned = models("llama"), models("llama", "--seed", "1")
+    left = tmp_path / "run/0/activations/layer-00001.bin"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert "['activations']" in quantizing.run("open_actor.py", model, tmp_path)
+    assert not left.exists()
+    for words, said in (
+        (("--other", tuned), "is not the model of the first node"),
+        (("--device", "cuda"), "there is no device cuda"),
+    ):
+        job = quantizing.start("open_actor.py", model, tmp_path, *words)
+        assert job.wait() == 1
+        assert f"on {os.uname().nodename}: " in job.output
+        assert said in job.output
+
+
 def test_a_disk_that_fills_up_on_a_node_is_named_and_one_process_goes_on(
     made: Made, quantizing: "Warm", ray_address: str, data: Path, small_disk: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,13 +102,14 @@ class _Pipeline:
         self._source, self._options, self._nodes, self._plan = source, options, nodes, plan
         self._samples, self._inputs, self._shard, self._display = samples, inputs, shard, display
         self._dtype = getattr(torch, source.dtype)
-        self._gpus = 0 if resolve_device(options.device) == "cpu" else 1
+        # The same kind on every node: one that sees no GPU must not take its CPU. Ray shows each actor its GPU alone.
+        self._device = resolve_device(options.device).partition(":")[0]
         here = ray.get_runtime_context().get_node_id()
         self._places = place(
             in_order(ray.nodes(), here),
             len(nodes.shard_layers) or nodes.actors,
             options.threads,
-            gpu=bool(self._gpus),
+            gpu=self._device != "cpu",
         )
         # Where a folder for scratch files is named, this process keeps its own there too.
         self._kept = {here: plan.kept} if options.scratch is not None else {}
@@ -124,10 +126,10 @@ class _Pipeline:
         name = f"sparkwright-quantize-{hashlib.sha256(os.fsencode(output)).hexdigest()[:16]}"
         return kind.options(
             num_cpus=self._options.threads,
-            num_gpus=self._gpus,
+            num_gpus=int(self._device != "cpu"),
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         ).remote(
-            self._options,
+            replace(self._options, device=self._device),
             len(self._samples.tokens),
             f"{name}/{self._places[:number].count(node)}",
             self._source.copies_digest,
