@@ -374,6 +374,20 @@ RULES: Final = {
             remedy="Get the shard again; if its sha256 is right, the base model or the quantization is broken.",
         ),
         _rule(
+            "against-broken",
+            _E,
+            "the base model's folder holds no weights, or not all of them",
+            consequence="None in vLLM. What the base lacks was not compared.",
+            remedy="Finish the download of the base model, or name its folder.",
+        ),
+        _rule(
+            "against-not-compared",
+            _W,
+            "some Linears could not be compared with the base model's",
+            consequence="None in vLLM. Their errors are unknown: the format is not known here, or a file is cut off.",
+            remedy="Ask the model a question before you rely on it.",
+        ),
+        _rule(
             "against-missing",
             _E,
             "the base model lacks a weight or has it in another shape",

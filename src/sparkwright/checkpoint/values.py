@@ -1,8 +1,6 @@
-"""What can only be told from the tensors' values: scales in full, weights in samples, and against the base model."""
+"""What can only be told from the tensors' values: scales in full, weights in samples."""
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -10,10 +8,9 @@ import numpy as np
 from sparkwright.checkpoint import encodings
 from sparkwright.checkpoint.checkpoint import Checkpoint
 from sparkwright.checkpoint.dequantize import Floats, can_dequantize, chunks, read_floats, readable, rows
-from sparkwright.checkpoint.encodings import Encoding
 from sparkwright.checkpoint.findings import Finding, finding
 from sparkwright.checkpoint.headers import Tensor
-from sparkwright.checkpoint.modules import Module, Role
+from sparkwright.checkpoint.modules import Module
 from sparkwright.checkpoint.structure import fused_groups
 
 _PIECES: Final = 8  # the sample of a tensor is taken from this many places, the first and the last row among them
@@ -22,30 +19,9 @@ _E4M3_SIGN: Final = 0x80
 _E8M0_NAN: Final = 0xFF
 
 
-def bound(encoding: Encoding) -> float:
-    """The largest relative L2 error to the base model that a sound weight in this encoding has.
-
-    Measured on Gaussian weights: NVFP4 0.094 to 0.097, MXFP4 0.111 to 0.119, FP8 0.026; two values of a byte
-    exchanged give more than 1.
-    """
-    if encoding.bits == 4:
-        return 0.15 if encoding.global_scale else 0.2
-    return 0.06 if encoding.bits == 8 else 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How far one weight is from the base model's."""
-
-    module: str
-    encoding: str
-    error: float
-    bound: float
-
-
 def check_values(checkpoint: Checkpoint, *, sample: int, advance: Callable[[], None]) -> Iterator[Finding]:
     """Findings that need values; `sample` weights of each tensor are looked at, all of them when it is 0."""
-    reader = _Reader(checkpoint)
+    reader = Reader(checkpoint)
     modules = list(checkpoint.modules.values())
     invalid: list[str] = []
     zero: list[str] = []
@@ -66,7 +42,7 @@ def check_values(checkpoint: Checkpoint, *, sample: int, advance: Callable[[], N
             if (tensor := reader.get(module, encoding.input_scale)) is not None and tensor.dtype in encodings.FLOATS:
                 inputs[tensor.name] = read_floats(tensor)
         if reader.whole(module) and can_dequantize(module) and scales_are_sound:
-            pieces = _sample(module, sample)
+            pieces = sample_rows(module, sample)
             if not all(np.isfinite(piece).all() for piece in pieces) and module.weight is not None:
                 broken.append(module.weight.name)
         advance()
@@ -83,94 +59,20 @@ def check_values(checkpoint: Checkpoint, *, sample: int, advance: Callable[[], N
     yield from _fused_scales(checkpoint, reader)
 
 
-def compare(
-    checkpoint: Checkpoint, base: Checkpoint, *, sample: int, advance: Callable[[], None]
-) -> tuple[list[Difference], list[str]]:
-    """The error of every Linear to the base model's, and the modules that could not be compared."""
-    reader, base_reader = _Reader(checkpoint), _Reader(base)
-    differences: list[Difference] = []
-    skipped: list[str] = []
-    for module in checkpoint.modules.values():
-        advance()
-        if not module.is_linear or module.encoding is None:
-            continue
-        other = _counterpart(base, module)
-        comparable = other is not None and other.shape == module.shape and base_reader.whole(other)
-        # A smoothed weight (pre_quant_scale) is the base's only together with its inputs.
-        if not comparable or other is None or not can_dequantize(other) or "pre_quant_scale" in module.parts:
-            skipped.append(module.name)
-            continue
-        if not reader.whole(module) or not can_dequantize(module):
-            skipped.append(module.name)
-            continue
-        error = _relative_error(_sample(module, sample), _sample(other, sample))
-        differences.append(
-            Difference(module=module.name, encoding=module.encoding.name, error=error, bound=bound(module.encoding))
-        )
-    return differences, skipped
-
-
-def _relative_error(found: Iterator[Floats], wanted: Iterator[Floats]) -> float:
-    """The L2 norm of the difference over that of what is wanted; NaN when either is not finite."""
-    difference = norm = 0.0
-    for mine, theirs in zip(found, wanted, strict=True):
-        if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
-            return math.nan
-        exact = theirs.astype(np.float64)
-        difference += float(np.square(mine - exact).sum())
-        norm += float(np.square(exact).sum())
-    return math.sqrt(difference / norm) if norm else math.inf if difference else 0.0
-
-
-def judge_differences(
-    checkpoint: Checkpoint, base: Checkpoint, differences: list[Difference], limit: float | None
-) -> Iterator[Finding]:
-    """The findings of a comparison; `limit` replaces the bounds of the quantized encodings."""
-    absent = [
-        module.weight.name
-        for module in checkpoint.modules.values()
-        if module.is_linear and module.weight is not None and _lacks(base, module)
-    ]
-    if absent:
-        yield finding("against-missing", absent)
-    quantized = {name for name, module in checkpoint.modules.items() if module.is_quantized}
-    beyond = [
-        one for one in differences if not one.error <= (limit if limit and one.module in quantized else one.bound)
-    ]
-    if beyond:
-        worst = max(beyond, key=lambda one: one.error if np.isfinite(one.error) else np.inf)
-        detail = f"worst: {worst.module} {worst.error:.4f}, allowed {limit or worst.bound:.4f}"
-        yield finding("against-error", [one.module for one in beyond], detail)
-
-
-def _counterpart(base: Checkpoint, module: Module) -> Module | None:
-    """The base's module of the same name; for a head that the base ties to its embedding, the embedding."""
-    if module.role is Role.HEAD and module.name not in base.modules:
-        others = list(base.modules.values())
-        if not any(one.role is Role.HEAD for one in others):
-            return next((one for one in others if one.name.endswith(("embed_tokens", "wte"))), None)
-    return base.modules.get(module.name)
-
-
-def _lacks(base: Checkpoint, module: Module) -> bool:
-    other = _counterpart(base, module)
-    if other is None and module.role is Role.EXPERT:
-        return not any(one.stacked_experts for one in base.modules.values())  # the base stacks what is apart here
-    return other is None or other.shape != module.shape
-
-
-class _Reader:
+class Reader:
     """The tensors of a checkpoint whose bytes are all there."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._cut = {tensor.name for shard in checkpoint.shards for tensor in shard.cut_off}
 
     def get(self, module: Module, part: str | None) -> Tensor | None:
+        """The tensor of a part if it can be read."""
         tensor = module.parts.get(part) if part is not None else None
         usable = tensor is not None and tensor.name not in self._cut and tensor.elements and readable(tensor)
         return tensor if usable else None
 
     def whole(self, module: Module) -> bool:
+        """Whether no tensor of a module is cut off."""
         return not any(tensor.name in self._cut for tensor in module.parts.values())
 
 
@@ -192,7 +94,7 @@ def _judge(tensor: Tensor) -> tuple[bool, bool]:
     return sound and (values.size > 1 or bool(values[0] > 0)), bool((values > 0).any())
 
 
-def _sample(module: Module, values: int) -> Iterator[Floats]:
+def sample_rows(module: Module, values: int) -> Iterator[Floats]:
     """Rows of the weight from evenly spaced places, `values` of them in all; the whole weight when it is 0."""
     width = max(module.shape[-1], 1)
     height = module.values // width
@@ -211,7 +113,7 @@ def _sample(module: Module, values: int) -> Iterator[Floats]:
         yield piece
 
 
-def _fused_scales(checkpoint: Checkpoint, reader: _Reader) -> Iterator[Finding]:
+def _fused_scales(checkpoint: Checkpoint, reader: Reader) -> Iterator[Finding]:
     """Global scales that differ within what vLLM makes one layer of."""
     weights: list[str] = []
     inputs: list[str] = []

@@ -11,7 +11,7 @@ from sparkwright.checkpoint.findings import Finding, Severity
 from sparkwright.checkpoint.structure import check_structure
 
 if TYPE_CHECKING:
-    from sparkwright.checkpoint.values import Difference
+    from sparkwright.checkpoint.comparison import Difference
 
 SAMPLE: Final = 65536
 """Weights looked at in each tensor by default."""
@@ -78,15 +78,19 @@ def verify(
     Raises:
         InputUnreadableError: a folder does not exist, or a file ended while it was read.
     """
-    from sparkwright.checkpoint.values import check_values, compare, judge_differences
+    from sparkwright.checkpoint.comparison import compare, judge_base, judge_differences
+    from sparkwright.checkpoint.values import check_values
 
     checkpoint = read_checkpoint(root)
     findings = [*check_structure(checkpoint), *check_values(checkpoint, sample=sample, advance=advance)]
     if against is None:
         return Verification(checkpoint=checkpoint, findings=_sorted(findings))
     base = read_checkpoint(against)
+    findings += judge_base(base)
+    if not base.tensors:
+        return Verification(checkpoint=checkpoint, findings=_sorted(findings))
     differences, skipped = compare(checkpoint, base, sample=sample, advance=advance)
-    findings += judge_differences(checkpoint, base, differences, limit)
+    findings += judge_differences(checkpoint, base, (differences, skipped), limit)
     return Verification(
         checkpoint=checkpoint,
         findings=_sorted(findings),

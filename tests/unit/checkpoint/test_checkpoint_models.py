@@ -270,7 +270,13 @@ def test_a_layer_that_lacks_what_others_of_its_kind_have_is_found(
 
 
 def test_linear_attention_that_vllm_fuses_must_be_quantized_as_one(tmp_path: Path) -> None:
-    parts = {"in_proj_qkv": nvfp4, "in_proj_z": bf16, "in_proj_b": bf16, "in_proj_a": bf16, "out_proj": nvfp4}
+    parts: dict[str, Linear] = {
+        "in_proj_qkv": nvfp4,
+        "in_proj_z": bf16,
+        "in_proj_b": bf16,
+        "in_proj_a": bf16,
+        "out_proj": nvfp4,
+    }
     tensors = decoder(
         "model.language_model",
         lambda name, _: join(linear(f"{name}.linear_attn.{one}", 64, HIDDEN) for one, linear in parts.items()),

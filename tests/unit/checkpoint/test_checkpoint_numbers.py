@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from sparkwright.checkpoint.checkpoint import read_checkpoint
+from sparkwright.checkpoint.comparison import bound
 from sparkwright.checkpoint.dequantize import mxfp4, nvfp4, rows, unpack_e2m1
 from sparkwright.checkpoint.modules import Module, group
-from sparkwright.checkpoint.values import bound
 
 if TYPE_CHECKING:
     from tests.unit.checkpoint.conftest import Model

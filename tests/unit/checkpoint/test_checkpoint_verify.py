@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -477,6 +477,58 @@ def test_a_head_that_the_base_ties_is_compared_with_its_embedding(make: Make, tm
     assert verify(model.write(tmp_path / "model"), against=base.write(tmp_path / "base")).findings == ()
 
 
+def _stack_experts(model: "Model") -> None:
+    """As transformers saves mixtures: gate and up of all experts in one tensor, down in another."""
+    for layer in (1, 2):
+        experts = f"model.layers.{layer}.mlp.experts"
+        parts = [
+            [model.tensors.pop(f"{experts}.{one}.{name}_proj.weight") for name in ("gate", "up", "down")]
+            for one in range(2)
+        ]
+        model.tensors[f"{experts}.gate_up_proj"] = np.stack([np.concatenate(part[:2]) for part in parts])
+        model.tensors[f"{experts}.down_proj"] = np.stack([part[2] for part in parts])
+
+
+def test_single_experts_are_compared_with_their_part_of_the_stack(make: Make, tmp_path: Path) -> None:
+    base = make("base")
+    _stack_experts(base)
+    result = verify(make("modelopt").write(tmp_path / "model"), against=base.write(tmp_path / "base"), sample=0)
+    assert (result.findings, result.not_compared, len(result.differences)) == ((), (), 31)
+    exchanged = make("modelopt")
+    first, second = (f"model.layers.1.mlp.experts.{one}.up_proj.weight" for one in range(2))
+    exchanged.tensors[first], exchanged.tensors[second] = exchanged.tensors[second], exchanged.tensors[first]
+    result = verify(exchanged.write(tmp_path / "exchanged"), against=tmp_path / "base", sample=0)
+    assert [(one.rule.code, len(one.subjects)) for one in result.findings] == [("against-error", 2)]
+
+
+def test_what_could_not_be_compared_is_said(make: Make, tmp_path: Path) -> None:
+    base = make("base")
+    base.tensors = {
+        name: np.swapaxes(one, 1, 2).copy() if one.ndim == 3 else one for name, one in _stacked(base).items()
+    }
+    result = verify(make("modelopt").write(tmp_path / "model"), against=base.write(tmp_path / "base"))
+    assert [(one.rule.code, one.detail) for one in result.findings] == [("against-not-compared", "12 of 31")]
+
+
+def _stacked(model: "Model") -> dict[str, np.ndarray[Any, Any]]:
+    _stack_experts(model)
+    return model.tensors
+
+
+def test_a_broken_base_is_named(make: Make, tmp_path: Path) -> None:
+    root, base = make("modelopt").write(tmp_path / "model"), make("base").write(tmp_path / "base")
+    _cut(base)
+    broken, rest = verify(root, against=base).findings
+    assert (broken.rule.code, rest.rule.code) == ("against-broken", "against-not-compared")
+    assert broken.subjects == ("shard-truncated: mtp.fc.weight",)
+    (base / SECOND).unlink()
+    assert {one.rule.code for one in verify(root, against=base).findings} == {"against-broken", "against-not-compared"}
+    for path in base.iterdir():
+        path.unlink()
+    found = verify(root, against=base).findings
+    assert [(one.rule.code, one.subjects) for one in found] == [("against-broken", ("weights-missing",))]
+
+
 def _mixed(model: "Model", algorithm: str) -> None:
     """The layers' algorithms one by one: the head in BF16, everything else in `algorithm`."""
     layers = {
@@ -546,6 +598,8 @@ def test_every_code_has_a_test() -> None:
         "config-unreadable",
         "against-error",
         "against-missing",
+        "against-broken",
+        "against-not-compared",
         "quant-method-not-judged",
     }
 
