@@ -1,9 +1,9 @@
 """The decode kernels against this GPU's own copy bandwidth and against vLLM's Marlin, in one run.
 
 Run it where gb10_kernels and vLLM are installed: python benchmarks/kernels/decode.py --output result.json
-Marlin is the installed vLLM's; a kernel that cannot be measured says why in its row. The result is written anew after
-each row. --predict prints what GB10's bandwidth allows for each
-layer and needs no GPU. --dry-run walks through everything on tiny layers, on the CPU too, and its times mean nothing.
+Marlin is the installed vLLM's. A kernel that cannot be measured says why in its row, and the result is written anew
+after each row. --predict prints what GB10's bandwidth allows for each layer and needs no GPU. --dry-run walks through
+everything on tiny layers, on the CPU too, and its times mean nothing.
 
 A time is the median over replays of a CUDA graph that runs the kernel once on each of several copies of the layer,
 which together are larger than the GPU's last-level cache three times over. Every result is compared with the float64
