@@ -147,29 +147,6 @@ __device__ __forceinline__ Packed<kValues> load_packed(const uint8_t *from) {
   return packed;
 }
 
-// The sixteen codes of a block, each times CodeDecoder::unit.
-template <int kValues>
-__device__ __forceinline__ void decode_block(const Packed<kValues> &packed, int block, float (&values)[16]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float eight[8];
-    CodeDecoder::decode(packed.words[2 * block + half], eight);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[8 * half + i] = eight[i];
-  }
-}
-
-// The sum over a block of code * input. `inputs` starts where `packed` does.
-template <int kValues>
-__device__ __forceinline__ float block_dot(const Packed<kValues> &packed, int block, const float (&inputs)[kValues]) {
-  float values[16];
-  decode_block(packed, block, values);
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 16; ++i) sum = fmaf(values[i], inputs[16 * block + i], sum);
-  return sum * (1.0f / CodeDecoder::unit);
-}
-
 // Eight 16-bit inputs that one load brought.
 template <typename T>
 __device__ __forceinline__ void unpack_inputs(const uint4 &loaded, float *values) {

@@ -10,16 +10,17 @@
 
 // How the work is cut. A warp owns a few rows of an expert's matrix and walks along them; each lane loads the weights of
 // `kValues` consecutive inputs with one load per row, so that a warp's loads are contiguous and as many are in flight as
-// it has rows. The inputs of these places are loaded once for all rows of the warp. One shuffle reduction ends a row.
+// it has rows: all of them start before the first product, which a test of the machine code checks. The inputs of these
+// places are loaded once for all rows of the warp. One shuffle reduction ends a row.
 // There is no shared memory and no barrier: what is reused (x, the activated states) is small and stays in the caches.
 
 namespace sparkwright {
 namespace {
 
-constexpr int kWarps = 4;    // in a block
-constexpr int kColumns = 2;  // of the inner width to a warp: as many gate rows and as many up rows
-constexpr int kRows = 4;     // of the down projection to a warp
-static_assert(16 % kColumns == 0 && 16 % kRows == 0, "widths are multiples of 16: no warp has a tail");
+constexpr int kWarps = 4;            // in a block
+constexpr int kBlocks = 4;           // to a multiprocessor: leaves a thread 128 registers, which all of these loads need
+constexpr int kRows = 4;             // of a matrix to a warp; widths are multiples of 16, so that no warp has a tail
+constexpr int kColumns = kRows / 2;  // of the inner width to a warp: as many gate rows and as many up rows
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The expert here that choice `pair` goes to, or -1.
@@ -43,20 +44,44 @@ __device__ __forceinline__ const uint8_t *scales_of(const uint8_t *scales, int64
   return scales + scale_offset(kLayout<kTiled>, row, 0, blocks);
 }
 
-// The sum over `kValues` places of weight * scale * input, of one row. `first` is the first place's index.
+// The scales of `kValues` places of a row, the first lowest. `first` is the first place's index.
 template <int kValues, bool kTiled>
-__device__ __forceinline__ float dot(const Packed<kValues> &weights, const uint8_t *scales, int64_t first, const float (&inputs)[kValues]) {
+__device__ __forceinline__ uint16_t load_scales(const uint8_t *scales, int64_t first) {
   const uint8_t *from = scales + scale_offset(kLayout<kTiled>, 0, first / 16, 0);
   // Two scales side by side: their number is even where a load brings two blocks.
-  const uint16_t codes = kValues == 32 ? __ldg(reinterpret_cast<const uint16_t *>(from)) : __ldg(from);
-  const float2 both = e4m3x2_to_float2(codes);
-  float sum = both.x * block_dot(weights, 0, inputs);
-  if constexpr (kValues == 32) sum = fmaf(both.y, block_dot(weights, 1, inputs), sum);
-  return sum;
+  return kValues == 32 ? __ldg(reinterpret_cast<const uint16_t *>(from)) : __ldg(from);
+}
+
+// Adds to each row's sum that of weight * scale * input over `kValues` places. The rows take turns at eight places, so
+// that the compiler cannot put off the load of one row until another one is done.
+template <int kValues>
+__device__ __forceinline__ void add_products(const Packed<kValues> (&weights)[kRows], const uint16_t (&scales)[kRows],
+                                             const float (&inputs)[kValues], float (&sums)[kRows]) {
+  float2 factors[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) factors[i] = e4m3x2_to_float2(scales[i]);
+#pragma unroll
+  for (int block = 0; block < kValues / 16; ++block) {
+    float block_sums[kRows] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        float codes[8];
+        CodeDecoder::decode(weights[i].words[2 * block + half], codes);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) block_sums[i] = fmaf(codes[j], inputs[16 * block + 8 * half + j], block_sums[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      sums[i] = fmaf(block == 0 ? factors[i].x : factors[i].y, block_sums[i] * (1.0f / CodeDecoder::unit), sums[i]);
+    }
+  }
 }
 
 template <typename T, int kValues, bool kTiled>
-__global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p) {
+__global__ void __launch_bounds__(kWarps * 32, kBlocks) gate_up_kernel(const MoeDecode p) {
   const int lane = threadIdx.x % 32;
   const int64_t groups = p.inner / kColumns;
   const int64_t tasks = p.tokens * p.choices * groups;
@@ -70,31 +95,31 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
     const uint8_t *weights = p.w13 + expert * 2 * p.inner * (p.hidden / 2);
     const uint8_t *scales = p.s13 + expert * p.s13_stride;
 
-    int64_t rows[2 * kColumns];
+    int64_t rows[kRows];
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       const int64_t column = task % groups * kColumns + i;
       rows[2 * i] = column + (p.up_first ? p.inner : 0);
       rows[2 * i + 1] = column + (p.up_first ? 0 : p.inner);
     }
-    const uint8_t *row_weights[2 * kColumns];
-    const uint8_t *row_scales[2 * kColumns];
+    const uint8_t *row_weights[kRows];
+    const uint8_t *row_scales[kRows];
 #pragma unroll
-    for (int i = 0; i < 2 * kColumns; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       row_weights[i] = weights + rows[i] * (p.hidden / 2);
       row_scales[i] = scales_of<kTiled>(scales, rows[i], blocks);
     }
-    float sums[2 * kColumns] = {};
+    float sums[kRows] = {};
     for (int64_t first = static_cast<int64_t>(lane) * kValues; first < p.hidden; first += 32 * kValues) {
-      Packed<kValues> packed[2 * kColumns];
+      Packed<kValues> packed[kRows];
+      uint16_t block_scales[kRows];
 #pragma unroll
-      for (int i = 0; i < 2 * kColumns; ++i) packed[i] = load_packed<kValues>(row_weights[i] + first / 2);
+      for (int i = 0; i < kRows; ++i) packed[i] = load_packed<kValues>(row_weights[i] + first / 2);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) block_scales[i] = load_scales<kValues, kTiled>(row_scales[i], first);
       float inputs[kValues];
       load_inputs(x + first, inputs);
-#pragma unroll
-      for (int i = 0; i < 2 * kColumns; ++i) {
-        sums[i] += dot<kValues, kTiled>(packed[i], row_scales[i], first, inputs);
-      }
+      add_products(packed, block_scales, inputs, sums);
     }
     const float on_input = p.weight_on_input ? p.topk_weights[pair] : 1.0f;
 #pragma unroll
@@ -110,7 +135,7 @@ __global__ void __launch_bounds__(kWarps * 32) gate_up_kernel(const MoeDecode p)
 // A warp sums over all choices of a token, which it lines up one behind the other: with an inner width of 512 a row of
 // one expert has work for half a warp only.
 template <typename T, int kValues, bool kTiled>
-__global__ void __launch_bounds__(kWarps * 32, 4) down_kernel(const MoeDecode p) {
+__global__ void __launch_bounds__(kWarps * 32, kBlocks) down_kernel(const MoeDecode p) {
   const int lane = threadIdx.x % 32;
   const int64_t groups = p.hidden / kRows;
   const int64_t tasks = p.tokens * groups;
@@ -144,16 +169,18 @@ __global__ void __launch_bounds__(kWarps * 32, 4) down_kernel(const MoeDecode p)
       const uint8_t *weights = p.w2 + expert * p.hidden * (p.inner / 2);
       const uint8_t *scales = p.s2 + expert * p.s2_stride;
       Packed<kValues> packed[kRows];
+      uint16_t block_scales[kRows];
 #pragma unroll
       for (int i = 0; i < kRows; ++i) packed[i] = load_packed<kValues>(weights + rows[i] * (p.inner / 2) + first / 2);
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) block_scales[i] = load_scales<kValues, kTiled>(scales_of<kTiled>(scales, rows[i], blocks), first);
       float inputs[kValues];
       load_inputs(p.workspace + pair * p.inner + first, inputs);
       const float weight = p.g2[expert] * (p.weight_on_input ? 1.0f : p.topk_weights[pair]);
+      float products[kRows] = {};
+      add_products(packed, block_scales, inputs, products);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const float sum = dot<kValues, kTiled>(packed[i], scales_of<kTiled>(scales, rows[i], blocks), first, inputs);
-        sums[i] = fmaf(weight, sum, sums[i]);
-      }
+      for (int i = 0; i < kRows; ++i) sums[i] = fmaf(weight, products[i], sums[i]);
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
