@@ -24,7 +24,11 @@ def bf16(name: str, *shape: int) -> Tensors:
 
 
 def fp8(name: str, rows: int, columns: int) -> Tensors:
-    return {f"{name}.weight": ("F8_E4M3", (rows, columns)), f"{name}.weight_scale": ("F32", ())}
+    return {
+        f"{name}.weight": ("F8_E4M3", (rows, columns)),
+        f"{name}.weight_scale": ("F32", ()),
+        f"{name}.input_scale": ("F32", ()),
+    }
 
 
 def write(root: Path, tensors: Tensors, config: Mapping[str, object], *, shards: int = 1) -> Path:

@@ -9,7 +9,22 @@ from tests.unit.checkpoint.holes import Tensors, bf16, fp8, nvfp4
 
 Model = tuple[Tensors, dict[str, object]]
 EXPERTS = 4
-QUANTIZATION = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+
+
+def ignoring(*names: str) -> dict[str, object]:
+    """All Linears in NVFP4 but these, as modelopt writes it."""
+    return {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head", *names]}
+
+
+def mixed(tensors: Tensors) -> dict[str, object]:
+    """An algorithm for each layer, as modelopt writes it."""
+    algorithms = {"F8_E4M3": "FP8", "U8": "NVFP4"}
+    layers = {
+        name.removesuffix(".weight"): {"quant_algo": algorithms[dtype]}
+        for name, (dtype, _) in tensors.items()
+        if name.endswith(".weight") and dtype in algorithms
+    }
+    return {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
 
 
 def dense(*, layers: int, hidden: int, wide: int, heads: int, kv_heads: int, vocabulary: int) -> Model:
@@ -21,9 +36,7 @@ def dense(*, layers: int, hidden: int, wide: int, heads: int, kv_heads: int, voc
         tensors |= nvfp4(f"{prefix}.self_attn.k_proj", kv_heads * 128, hidden)
         tensors |= nvfp4(f"{prefix}.self_attn.v_proj", kv_heads * 128, hidden)
         tensors |= nvfp4(f"{prefix}.self_attn.o_proj", hidden, heads * 128)
-        tensors |= nvfp4(f"{prefix}.mlp.gate_proj", wide, hidden)
-        tensors |= nvfp4(f"{prefix}.mlp.up_proj", wide, hidden)
-        tensors |= nvfp4(f"{prefix}.mlp.down_proj", hidden, wide)
+        tensors |= mlp(f"{prefix}.mlp", hidden, wide)
     tensors |= bf16("model.norm", hidden) | bf16("lm_head", vocabulary, hidden)
     config = {
         "architectures": ["MistralForCausalLM"],
@@ -33,7 +46,7 @@ def dense(*, layers: int, hidden: int, wide: int, heads: int, kv_heads: int, voc
         "num_attention_heads": heads,
         "head_dim": 128,
         "max_position_embeddings": 131072,
-        "quantization_config": QUANTIZATION,
+        "quantization_config": ignoring(),
     }
     return tensors, config
 
@@ -52,6 +65,14 @@ def experts(prefix: str, hidden: int, wide: int, *names: str) -> Iterator[Tensor
         for name in names:
             rows, columns = (hidden, wide) if name == "down_proj" else (wide, hidden)
             yield nvfp4(f"{prefix}.{expert}.{name}", rows, columns)
+
+
+def mlp(prefix: str, hidden: int, wide: int) -> Tensors:
+    return (
+        nvfp4(f"{prefix}.gate_proj", wide, hidden)
+        | nvfp4(f"{prefix}.up_proj", wide, hidden)
+        | nvfp4(f"{prefix}.down_proj", hidden, wide)
+    )
 
 
 def gemma_4() -> Model:
@@ -86,13 +107,15 @@ def gemma_4() -> Model:
         "top_k_experts": 8,
         "max_position_embeddings": 262144,
     }
-    return tensors, {"model_type": "gemma4", "text_config": text, "quantization_config": QUANTIZATION}
+    quantization = ignoring("*self_attn*", "*router*", "model.vision_tower*")
+    return tensors, {"model_type": "gemma4", "text_config": text, "quantization_config": quantization}
 
 
 def gpt_oss() -> Model:
     """gpt-oss 120B: windows in every other layer, experts stacked in MXFP4."""
     hidden = 2880
     tensors = bf16("model.embed_tokens", 201088, hidden) | bf16("lm_head", 201088, hidden)
+    tensors |= bf16("model.norm", hidden)
     for layer in range(36):
         prefix = f"model.layers.{layer}"
         tensors |= attention(f"{prefix}.self_attn", hidden, heads=64, kv_heads=8, width=64)
@@ -156,7 +179,9 @@ def nemotron(mamba: Callable[[str, int, int], Tensors]) -> Model:
         "n_routed_experts": 128,
         "num_experts_per_tok": 6,
         "max_position_embeddings": 262144,
-        "quantization_config": QUANTIZATION,
+        "quantization_config": mixed(tensors)
+        if mamba is fp8
+        else ignoring("*.gate", "mtp*", *(f"backbone.layers.{at}.mixer*" for at in range(52) if blocks[at] == "*")),
     }
     return tensors, config
 
@@ -168,6 +193,7 @@ def qwen_hybrid(
     root = "model" if fused else "model.language_model"
     keys, values = 2 * 16 * 128, value_heads * 128
     tensors = bf16(f"{root}.embed_tokens", 151936, hidden) | bf16("lm_head", 151936, hidden)
+    tensors |= bf16(f"{root}.norm", hidden)
     for layer in range(layers):
         prefix = f"{root}.layers.{layer}"
         linear = f"{prefix}.linear_attn"
@@ -187,10 +213,9 @@ def qwen_hybrid(
             for name in ("A_log", "dt_bias"):
                 tensors[f"{linear}.{name}"] = ("BF16", (value_heads,))
         if wide:
-            for name in ("gate_proj", "up_proj"):
-                tensors |= nvfp4(f"{prefix}.mlp.{name}", wide, hidden)
-            tensors |= nvfp4(f"{prefix}.mlp.down_proj", hidden, wide)
+            tensors |= mlp(f"{prefix}.mlp", hidden, wide)
             continue
+        tensors |= mlp(f"{prefix}.mlp.shared_expert", hidden, 512)
         tensors |= bf16(f"{prefix}.mlp.gate", 512, hidden) | bf16(f"{prefix}.mlp.shared_expert_gate", 1, hidden)
         for one in experts(f"{prefix}.mlp.experts", hidden, 512, "gate_proj", "up_proj", "down_proj"):
             tensors |= one
@@ -210,7 +235,8 @@ def qwen_hybrid(
         "num_experts_per_tok": 8,
         "max_position_embeddings": 262144,
     }
-    settings = {"quantization_config": QUANTIZATION}
+    quantization = ignoring("*self_attn*", "*linear_attn*", "*gate", "mtp*") if fused else mixed(tensors)
+    settings = {"quantization_config": quantization}
     return tensors, {**text, **settings} if fused else {"text_config": text, **settings}
 
 

@@ -9,6 +9,7 @@ from tests.unit.checkpoint.models import RECIPES, attention
 
 from sparkwright.checkpoint.checkpoint import read_checkpoint
 from sparkwright.checkpoint.roofline import Costs, costs, roofline
+from sparkwright.checkpoint.verify import verify_headers
 from sparkwright.paths import CHECKOUT
 
 # Bytes in BF16 for a token, then for one beyond all windows: layers * (keys + values) * heads * width * 2.
@@ -49,8 +50,9 @@ def test_every_recipe_has_its_figures() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_models_of_the_recipes(tmp_path: Path, name: str) -> None:
-    checkpoint = read_checkpoint(write(tmp_path / "model", *RECIPES[name]()))
-    found = roofline(checkpoint)
+    checked = verify_headers(write(tmp_path / "model", *RECIPES[name]()))
+    assert checked.findings == ()
+    found = roofline(checked.checkpoint)
     read = found["bytes_per_token"]
     assert (read["kv_per_context_token"]["bf16"], read["kv_beyond_windows"]["bf16"]) == CACHED[name]
     assert read["state"] == 2 * STATES.get(name, 0)
