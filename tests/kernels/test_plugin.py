@@ -106,9 +106,14 @@ def test_every_layout_that_vllm_makes_is_read_as_it_is_meant(in_process: dict[st
     """By vLLM's own classes: its linear kernels and expert backends, modelopt's and compressed-tensors' scales."""
     errors = {kind: in_process[kind] for kind in ("linear", "experts")}
     assert len(errors["linear"]) == 12
-    assert len(errors["experts"]) == 6
+    # Each with experts of its own, and with half of them on another rank.
+    assert len(errors["experts"]) == 12
     # bfloat16's rounding is 2^-9 of a value; another layout gives errors of the size of the values.
     assert {name: error for kind in errors.values() for name, error in kind.items() if error > 2**-8} == {}
+
+
+def test_a_layer_whose_method_multiplies_by_itself_gets_vllms_kernel_back(in_process: dict[str, Any]) -> None:
+    assert in_process["transformed"] == {"backend": "cutlass", "reads": False}
 
 
 def test_the_compile_cache_keeps_graphs_with_and_without_the_kernels_apart(in_process: dict[str, Any]) -> None:

@@ -114,12 +114,17 @@ def _registered() -> list[str]:
 
 def _told(backend: str) -> list[str]:
     """Of which layers the log says that they stay with vLLM, where --linear-backend is this."""
-    from gb10_kernels.vllm_plugin import linear, moe
+    from gb10_kernels.vllm_plugin import linear, moe  # type: ignore[import-not-found]
 
     told: list[str] = []
     linear.tell, tell = lambda layers, reason: told.append(f"{layers}: {reason}"), linear.tell
     linear.tell_if_never_asked.cache_clear()
-    nvfp4 = {"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "exclude_modules": [], "group_size": 16}
+    nvfp4: dict[str, object] = {
+        "quant_algo": "NVFP4",
+        "kv_cache_quant_algo": None,
+        "exclude_modules": [],
+        "group_size": 16,
+    }
     quantization = moe.DecodeModelOptNvFp4Config.from_config({"quantization": nvfp4})
     with set_current_vllm_config(VllmConfig(kernel_config=KernelConfig(linear_backend=backend))):
         for prefix in ("first", "second"):

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from vllm.model_executor.kernels import linear as registry
 from vllm.model_executor.kernels.linear import NvFp4LinearKernel, NvFp4LinearLayerConfig
+from vllm.model_executor.layers.quantization.compressed_tensors.transform.schemes.linear_qutlass_nvfp4 import (
+    QutlassNvFP4LinearMethod,
+)
 from vllm.platforms import current_platform
 
 from gb10_kernels import ops
@@ -65,9 +68,15 @@ class Gb10NvFp4LinearKernel(NvFp4LinearKernel):
         self.inner.process_weights_after_loading(layer)
         reason = self._unreadable(layer)
         self.reads = reason is None
+        scheme = getattr(layer, "scheme", None)
+        if not self.reads and getattr(scheme, "kernel", None) is self:
+            # Some of vLLM's methods look for the kernel's class in their own tables.
+            scheme.kernel = self.inner
         tell(getattr(layer, "prefix", type(layer).__name__), reason)
 
     def _unreadable(self, layer: torch.nn.Module) -> str | None:
+        if isinstance(getattr(layer, "quant_method", None), QutlassNvFP4LinearMethod):
+            return "it has a Hadamard transform, and QutlassNvFP4LinearMethod multiplies by itself"
         if self.name not in TILED:
             return f"{self.name} keeps the weights in a layout of its own"
         weight, scales = layer.weight, layer.weight_scale
