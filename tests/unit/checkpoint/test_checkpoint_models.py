@@ -160,7 +160,18 @@ def glm() -> Model:
         lambda name, _: attention(f"{name}.self_attn", packed) | bf16(f"{name}.mlp.gate", 2, HIDDEN),
         lambda name, _: join(mlp(f"{name}.{one}", packed) for one in (*experts, "mlp.shared_experts")),
     )
-    return tensors, {"architectures": ["Glm4MoeForCausalLM"], **SIZES, **compressed("lm_head")}
+    last = f"model.layers.{LAYERS}"  # predicts further tokens, and has more than the decoder layers have
+    outside: dict[str, tuple[int, ...]] = {
+        "embed_tokens": (VOCABULARY, HIDDEN),
+        "shared_head.head": (VOCABULARY, HIDDEN),
+        "eh_proj": (64, 128),
+    }
+    outside |= dict.fromkeys(("input_layernorm", "enorm", "hnorm", "shared_head.norm"), (HIDDEN,))
+    tensors |= join(bf16(f"{last}.{name}", *shape) for name, shape in outside.items())
+    tensors |= attention(f"{last}.self_attn", bf16) | bf16(f"{last}.mlp.gate", 2, HIDDEN)
+    tensors |= join(mlp(f"{last}.{one}", bf16) for one in (*experts, "mlp.shared_experts"))
+    config = {"architectures": ["Glm4MoeForCausalLM"], "num_nextn_predict_layers": 1, "tie_word_embeddings": False}
+    return tensors, SIZES | config | compressed("lm_head", f"re:.*layers[.]{LAYERS}[.].*")
 
 
 def gemma4() -> Model:
@@ -189,7 +200,64 @@ def nemotron_nas() -> Model:
     return tensors, SIZES | config | {"quantization_config": quantization}
 
 
-MODELS: list[Callable[[], Model]] = [qwen3_vl, gemma3, mixed, ministral3, glm, gemma4, nemotron_nas]
+def nemotron_h() -> Model:
+    """Layers of three kinds under other names: state space, attention, experts."""
+    pattern = "ME*E"
+    inner: dict[str, Callable[[str], Tensors]] = {
+        "M": lambda name: (
+            bf16(f"{name}.in_proj", 128, HIDDEN) | bf16(f"{name}.out_proj", HIDDEN, 64) | bf16(f"{name}.norm", 64)
+        ),
+        "E": lambda name: (
+            bf16(f"{name}.gate", 2, HIDDEN) | join(mlp(f"{name}.experts.{one}", nvfp4) for one in range(2))
+        ),
+        "*": lambda name: attention(name, bf16),
+    }
+    tensors = bf16("backbone.embeddings", VOCABULARY, HIDDEN) | bf16("backbone.norm_f", HIDDEN)
+    for layer, kind in enumerate(pattern):
+        prefix = f"backbone.layers.{layer}"
+        tensors |= bf16(f"{prefix}.norm", HIDDEN) | inner[kind](f"{prefix}.mixer")
+    tensors |= bf16("lm_head", VOCABULARY, HIDDEN)
+    ignored = ["lm_head", "*.mixer.in_proj", "*.mixer.out_proj", "*.mixer.gate", "*.mixer.?_proj"]
+    config = {
+        "architectures": ["NemotronHForCausalLM"],
+        "hybrid_override_pattern": pattern,
+        "tie_word_embeddings": False,
+    }
+    return tensors, SIZES | config | {
+        "quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ignored}
+    }
+
+
+def gpt_oss() -> Model:
+    """Experts of a layer in one tensor, in MXFP4 as its makers store it."""
+
+    def experts(name: str, _: int) -> Tensors:
+        stacks = {"gate_up_proj": 2 * WIDE, "down_proj": HIDDEN}
+        parts = {"blocks": ("U8", [2, 0, 2, 16]), "scales": ("U8", [2, 0, 2])}
+        return {
+            f"{name}.mlp.experts.{stack}_{part}": (dtype, [rows if one == 0 else one for one in shape])
+            for stack, rows in stacks.items()
+            for part, (dtype, shape) in parts.items()
+        } | bf16(f"{name}.mlp.router", 2, HIDDEN)
+
+    tensors = decoder("model", lambda name, _: attention(f"{name}.self_attn", bf16), experts)
+    kinds = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+    config = {"architectures": ["GptOssForCausalLM"], "layer_types": kinds, "tie_word_embeddings": False}
+    plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    return tensors, SIZES | config | {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": plain}}
+
+
+MODELS: list[Callable[[], Model]] = [
+    qwen3_vl,
+    gemma3,
+    mixed,
+    ministral3,
+    glm,
+    gemma4,
+    nemotron_nas,
+    nemotron_h,
+    gpt_oss,
+]
 
 
 @pytest.mark.parametrize("make_model", MODELS)
