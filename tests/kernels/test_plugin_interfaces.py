@@ -215,6 +215,35 @@ def test_linear_kernels_lay_out_the_scales_as_the_plugin_believes(vllm: Source) 
         assert called <= HARMLESS | {"swizzle_blockscale", "pad_nvfp4_weight_for_cutlass"}, name
 
 
+def _read_of_layer(vllm: Source, function: ast.FunctionDef) -> set[str]:
+    """What a function reads of its argument `layer`, itself and through the helpers that it hands it to."""
+    read: set[str] = set()
+    for parent in ast.walk(function):
+        if not any(isinstance(child, ast.Name) and child.id == "layer" for child in ast.iter_child_nodes(parent)):
+            continue
+        if isinstance(parent, ast.Attribute):
+            read.add(parent.attr)
+        elif isinstance(parent, ast.Call) and ast.unparse(parent.func) == "getattr":
+            read.add(ast.literal_eval(parent.args[1]))
+        else:
+            assert isinstance(parent, ast.Call), ast.unparse(parent)
+            helpers = "vllm.model_executor.layers.quantization.utils.nvfp4_utils"
+            read |= _read_of_layer(vllm, _function(vllm, helpers, ast.unparse(parent.func)))
+    return read
+
+
+def test_wrapped_kernels_find_all_that_they_read_of_a_layer(vllm: Source) -> None:
+    calls = [one for one in ast.walk(plugin("linear.py")) if isinstance(one, ast.Call)]
+    (stand_in,) = (one for one in calls if ast.unparse(one.func) == "SimpleNamespace")
+    given = {one.arg for one in stand_in.keywords}
+    for name in ast.literal_eval(_table("linear.py", "TILED")):
+        apply = _method(vllm.class_("vllm.model_executor.kernels.linear", name), "apply_weights")
+        assert apply is not None, name
+        read = _read_of_layer(vllm, apply)
+        assert {"weight", "weight_scale"} <= read, name
+        assert read <= given, name
+
+
 def test_the_entrypoint_knows_which_backends_leave_room_for_the_kernels(vllm: Source) -> None:
     oracle = _function(vllm, "vllm.model_executor.layers.fused_moe.oracle.nvfp4", "map_nvfp4_backend")
     (mapping,) = (one for one in ast.walk(oracle) if isinstance(one, ast.Dict))
