@@ -30,7 +30,8 @@ def _name(module: Module, settings: QuantSettings | None) -> str:
         return "none"
     if encoding.input_scale and encoding.global_scale:
         measured = encoding.input_scale in module.parts
-        wanted = settings is None or settings.quantizes_activations
+        group = settings.group_of(module) if settings is not None else None
+        wanted = group is None or group.quantizes_activations
         return encoding.name if measured or wanted else f"{encoding.name}, weights only (W4A16)"
     if encoding in (encodings.FP8, encodings.BLOCK_FP8) and settings is not None and settings.method:
         return encoding.name if settings.method == "fp8" else f"{settings.method} {encoding.name}"

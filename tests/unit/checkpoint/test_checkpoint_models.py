@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.unit.checkpoint.test_checkpoint_exports import write
 
+from sparkwright.checkpoint.inspection import format_name
 from sparkwright.checkpoint.modules import Module
 from sparkwright.checkpoint.settings import parse
 from sparkwright.checkpoint.verify import verify_headers
@@ -272,6 +273,13 @@ def test_a_group_that_quantizes_activations_needs_their_scales(tmp_path: Path) -
     config["quantization_config"]["config_groups"]["group_1"]["input_activations"] = {"num_bits": 4, "dynamic": "local"}
     found = verify_headers(write(tmp_path / "model", {"tensors": tensors, "config": config})).findings
     assert [(one.rule.code, len(one.subjects)) for one in found] == [("input-scale-missing", 3 * LAYERS)]
+
+
+def test_only_the_group_without_quantized_activations_is_called_weights_only(tmp_path: Path) -> None:
+    tensors, config = mixed()
+    root = write(tmp_path / "model", {"tensors": tensors, "config": config})
+    names = set(format_name(verify_headers(root).checkpoint).split(" + "))
+    assert names == {"compressed-tensors nvfp4-pack-quantized, weights only (W4A16)", "compressed-tensors FP8"}
 
 
 def test_static_activations_need_their_scale(tmp_path: Path) -> None:
