@@ -11,6 +11,7 @@ from sparkwright.cli.audit import audit
 from sparkwright.cli.build import build
 from sparkwright.cli.doctor import doctor
 from sparkwright.cli.quantize import quantize
+from sparkwright.cli.roofline import roofline
 from sparkwright.errors import SparkwrightError, UsageError
 from sparkwright.report import note
 
@@ -34,7 +35,7 @@ app.add_typer(pins.app, name="pins")
 app.add_typer(patch.app, name="patch")
 app.add_typer(image.app, name="image")
 app.add_typer(checkpoint.app, name="checkpoint")
-app.command()(checkpoint.roofline)
+app.command()(roofline)
 app.command()(quantize)
 app.add_typer(recipe.app, name="recipe")
 
