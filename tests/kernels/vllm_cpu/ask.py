@@ -15,7 +15,7 @@ VARIANTS = {
     "dequantized": {"GB10_KERNELS": "0", "W4A4": "0"},
     "kernels": {"GB10_KERNELS": "1", "W4A4": "1"},
 }
-PROMPTS = [[1, 17, 200, 33, 64, 5, 90, 411], [7, 7, 300, 12], [500, 499, 3]]
+PROMPTS = [[1, 17, 200, 33, 64, 5, 90, 411], [7, 7, 300, 12], [500, 499, 3], [*range(11, 211, 10)]]
 
 
 def _ask(model: str, variant: str, output: Path) -> None:
@@ -32,7 +32,7 @@ def _ask(model: str, variant: str, output: Path) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=4, logprobs=5, prompt_logprobs=5, ignore_eos=True)
     answers = []
     for prompt in PROMPTS:
-        # One at a time: every batch has at most eight tokens.
+        # One at a time: a batch has as many tokens as the prompt, and then one.
         answer = llm.generate({"prompt_token_ids": prompt}, sampling, use_tqdm=False)[0]
         places = [*answer.prompt_logprobs[1:], *answer.outputs[0].logprobs]
         answers.append([{str(token): entry.logprob for token, entry in place.items()} for place in places])
