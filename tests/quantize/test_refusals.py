@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,3 +83,27 @@ def test_a_module_that_is_no_linear_may_be_named(
 ) -> None:
     words = command(models("qwen3_moe"), tmp_path / "made", data)
     quantizing.run("sparkwright", *words, "--exclude", "*.mlp.gate", "--exclude", "model.embed_tokens")
+
+
+def test_a_resumed_run_wants_the_scratch_folder_of_before(
+    models: "Models", quantizing: "Warm", data: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    words = command(models("llama"), made, data)
+    killed = quantizing.start("sparkwright", *words, "--scratch", str(tmp_path / "before"), die=(6, made))
+    assert killed.wait() == -signal.SIGKILL, killed.output
+    elsewhere = quantizing.start("sparkwright", *words, "--resume", "--scratch", str(tmp_path / "other"))
+    assert elsewhere.wait() == UsageError.exit_code, elsewhere.output
+    assert "with which the run would go on, are not in" in elsewhere.output
+    assert "going on at layer" in quantizing.run(
+        "sparkwright", *words, "--resume", "--scratch", str(tmp_path / "before")
+    )
+
+
+def test_a_run_whose_cluster_was_not_there_may_begin_again(
+    models: "Models", quantizing: "Warm", data: Path, tmp_path: Path
+) -> None:
+    words = command(models("llama"), tmp_path / "made", data)
+    refused = quantizing.start("sparkwright", *words, "--ray", "127.0.0.1:1")
+    assert refused.wait() == UnavailableError.exit_code, refused.output
+    quantizing.run("sparkwright", *words)

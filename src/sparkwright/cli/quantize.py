@@ -231,6 +231,7 @@ def _show_report(report: dict[str, Any], path: Path) -> None:
             ("findings of `checkpoint verify`", len(report["findings"])),
             *([("left out", _left_out(report["left_out"]))] if report["left_out"] else []),
             ("peak memory", gigabytes(report["peak_rss_bytes"])),
+            *([("on the GPU", gigabytes(report["peak_cuda_bytes"]))] if "peak_cuda_bytes" in report else []),
             ("time", f"{report['seconds']['all']:.0f} s"),
             ("report", escape(str(path))),
         ],

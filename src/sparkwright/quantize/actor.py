@@ -1,7 +1,6 @@
 """A worker on a node of a Ray cluster: it quantizes the layers that it is dealt, and gives others what comes out."""
 
 import os
-import resource
 import shutil
 import tempfile
 from collections import deque
@@ -17,6 +16,7 @@ import torch  # type: ignore[import-not-found]
 from sparkwright.errors import InputUnreadableError, SparkwrightError
 from sparkwright.files import exclusive_lock, explain_write_errors
 from sparkwright.quantize.architecture import Architecture, resolve_device
+from sparkwright.quantize.heap import peak_memory
 from sparkwright.quantize.inputs import Inputs
 from sparkwright.quantize.options import Options
 from sparkwright.quantize.output import shard_name
@@ -169,5 +169,4 @@ class LayerActor:
         with suppress(OSError):  # another actor of this node is not yet closed
             self._folder.parent.rmdir()
         self._stack.close()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"host": os.uname().nodename, "peak_rss_bytes": peak}
+        return {"host": os.uname().nodename, **peak_memory()}

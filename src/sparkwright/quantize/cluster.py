@@ -9,6 +9,7 @@ All that a resumed run needs is here, as a run in one process leaves it.
 import hashlib
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from sparkwright.quantize.source import Source
 from sparkwright.quantize.state import without_gap
 from sparkwright.report import gigabytes
 
+_REACH_SECONDS: Final = 10
 _START_SECONDS: Final = 300
 """Until every actor has loaded its libraries and read the model's headers."""
 
@@ -52,6 +54,7 @@ def on_nodes(
 
     Finished layers come here, and from time to time the inputs of the next one: what a node has can be lost.
     """
+    _reach(nodes.address)
     before = signal.getsignal(signal.SIGTERM)
     try:
         # "local" is a cluster of its own, even where another one runs on this machine.
@@ -85,6 +88,20 @@ def on_nodes(
         ) from error
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Look whether anything listens at HOST:PORT: Ray itself tries for many minutes and says nothing."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"the Ray cluster {address} cannot be reached: {error}",
+            remedy="start it with `ray start --head --port PORT` on that host, or use --ray local",
+        ) from error
 
 
 class _Pipeline:

@@ -36,6 +36,12 @@ class Inputs:
         position = read_position(self._note)
         return position if position is not None and self._file(position).exists() else None
 
+    @property
+    def lost(self) -> int | None:
+        """The layer whose inputs were brought to the disk once, if they are not there any more."""
+        position = read_position(self._note)
+        return position if position is not None and not self._file(position).exists() else None
+
     def store(self, layer: int, samples: Iterable[Any]) -> None:
         """Write the inputs of a layer anew."""
         self.begin(layer)

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import resource
 import shutil
 import time
 from collections import defaultdict
@@ -18,11 +17,12 @@ from sparkwright import __version__
 from sparkwright.checkpoint.findings import Severity
 from sparkwright.checkpoint.headers import Tensor
 from sparkwright.checkpoint.verify import SAMPLE, Verification, verify
-from sparkwright.errors import BuildFailedError, InputUnreadableError
+from sparkwright.errors import BuildFailedError, InputUnreadableError, UsageError
 from sparkwright.files import exclusive_lock, explain_write_errors, write_json
 from sparkwright.quantize.architecture import Architecture, resolve_device
 from sparkwright.quantize.calibration import Samples, read_samples
 from sparkwright.quantize.display import Display
+from sparkwright.quantize.heap import peak_memory
 from sparkwright.quantize.inputs import Inputs
 from sparkwright.quantize.options import Options
 from sparkwright.quantize.output import (
@@ -126,6 +126,12 @@ class _Run:
         scratch, length = _scratch(options, state), options.calibration.length
         inputs = Inputs(architecture, samples=len(samples.tokens), length=length, state=state, scratch=scratch)
         start = inputs.position or 0
+        if inputs.lost is not None:
+            raise UsageError(
+                f"the inputs of layer {inputs.lost + 1}, with which the run would go on, are not in {scratch}",
+                cause="--scratch was another folder before, or this one was emptied since",
+                remedy=f"give the --scratch of before, or remove {self._output} to start anew",
+            )
         if options.resume:
             where = "going on" if start else f"no layer's inputs are kept in {scratch}: beginning again"
             note(f"{where} at layer {start + 1} of {len(layers)}")
@@ -216,7 +222,7 @@ class _Run:
                 for number, all_ in sorted(errors.items())
             },
             "findings": [one.to_json() for one in verification.findings],
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            **peak_memory(),
             "nodes": nodes,
             "rate": measured(
                 self._plan.flop,

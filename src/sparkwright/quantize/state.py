@@ -40,12 +40,14 @@ def without_gap(done: Collection[int], start: int) -> range:
 def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
     """The folder of the run's state in the output folder; a new run must find the output empty, a resumed one its own.
 
+    One that ended before it did anything, because its nodes could not be reached for instance, is in nobody's way.
+
     Raises:
         UsageError: the output holds something else, or a run with other inputs.
     """
     folder = output / FOLDER
     path = folder / _RUN
-    if path.exists():
+    if path.exists() and (resume or _did_something(output)):
         if not resume:
             raise UsageError(
                 f"{output} holds a run that did not come to its end",
@@ -65,6 +67,11 @@ def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
         raise UsageError(f"{output} is not empty", remedy="name a new folder for the result")
     write_json(path, identity)
     return folder
+
+
+def _did_something(output: Path) -> bool:
+    run = output / FOLDER / _RUN
+    return any(one.is_file() and one != run for one in output.rglob("*"))
 
 
 def _remove_unfinished(output: Path) -> None:

@@ -25,9 +25,17 @@ def test_a_recipe_reads_back_from_json_as_it_was() -> None:
 
 def test_a_run_is_resumed_only_when_asked_for(tmp_path: Path) -> None:
     state = begin(tmp_path / "out", IDENTITY, resume=False)
+    write_position(state / "position.json", 1)
     with pytest.raises(UsageError, match="did not come to its end"):
         begin(tmp_path / "out", IDENTITY, resume=False)
     assert begin(tmp_path / "out", IDENTITY, resume=True) == state
+
+
+def test_a_run_that_did_nothing_is_in_nobodys_way(tmp_path: Path) -> None:
+    state = begin(tmp_path, IDENTITY, resume=False)
+    (state / "activations").mkdir()
+    begin(tmp_path, {**IDENTITY, "model": "b"}, resume=False)
+    assert begin(tmp_path, {**IDENTITY, "model": "b"}, resume=True) == state
 
 
 def test_other_inputs_are_named(tmp_path: Path) -> None:
