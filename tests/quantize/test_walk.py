@@ -28,6 +28,7 @@ from tests.serve.conftest import (  # noqa: F401 - fixtures
     until,
 )
 
+from sparkwright.errors import UnavailableError
 from sparkwright.paths import CHECKOUT, DOCS
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ PAGE = (DOCS / "quantize.md").read_text(encoding="utf-8")
 TINY = ("--samples", str(SAMPLES), "--length", str(LENGTH), "--device", "cpu")
 """What the tests add: the model is small, and no GPU is there."""
 NAME = "Qwen3-8B"
+LAYERS = 16
 
 
 def section(title: str) -> list[list[str]]:
@@ -146,7 +148,7 @@ def test_docker_stop_leaves_what_resume_goes_on_with(
 
 
 @pytest.mark.long
-def test_two_nodes(
+def test_two_nodes_of_which_one_is_lost(
     quantizer: Spark,
     models: "Models",
     data: Path,
@@ -155,8 +157,8 @@ def test_two_nodes(
     quantizing: "Warm",
     tmp_path: Path,
 ) -> None:
-    """Two machines with folders of their own, which each calls by the same path."""
-    model = models("llama")
+    """Two machines with folders of their own, which each calls by the same path; both are started anew."""
+    model = models("llama", "--copies", "--layers", str(LAYERS))
     mount = tmp_path / "mount"
     mount.mkdir()
     machines = []
@@ -165,19 +167,36 @@ def test_two_nodes(
         bound = ("unshare", "--mount", "sh", "-c", f'mount --bind {folder} {mount} && exec "$@"', "sh")
         machines.append(Machine(quantizer, folder, mount, (*prefix, *bound)))
     first, second = machines
+    output = first.folder / f"models/{NAME}-NVFP4"
     join, quantize = map(pasted, section("On two nodes or more"))
-    worker = second.start(join, "--num-cpus=1", HEAD_IP=HEAD, RAY_TMPDIR=ray_folder())
-    until(lambda: "waiting up to" in worker.output, 60, worker.tail)
-    head = first.start(quantize, *TINY, HEAD_IP=HEAD, RAY_TMPDIR=ray_folder())
-    output = done(head)
-    assert f"2 of 2 nodes are there: {HEAD}, {WORKER}" in output
-    assert "5ca1ab1e" not in output + worker.output
 
-    report = json.loads((first.folder / f"models/{NAME}-NVFP4.report.json").read_text(encoding="utf-8"))
-    assert [one["layers"] for one in report["nodes"]] == [[0, 2], [1, 3]]
+    def start(*further: str) -> tuple[Started, Started]:
+        worker = second.start(join, "--num-cpus=1", HEAD_IP=HEAD, RAY_TMPDIR=ray_folder())
+        return worker, first.start(quantize, *TINY, *further, HEAD_IP=HEAD, RAY_TMPDIR=ray_folder())
+
+    lost, left = start("--save-every", "2")
+    position = output / ".sparkwright/quantize/position.json"
+    until(lambda: position.exists() or left.process.poll() is not None, 300, lambda: left.tail() + lost.tail())
+    lost.end()
+    assert left.process.wait(timeout=300) == UnavailableError.exit_code, left.tail()
+    assert "run the same command with --resume" in left.output
+    left.end()
+    assert not (output / "config.json").exists()
+    # Nor is anything needed that was on the lost one.
+    shutil.rmtree(second.folder / "scratch")
+    (second.folder / "scratch").mkdir()
+
+    worker, head = start("--resume")
+    said = done(head)
+    assert f"2 of 2 nodes are there: {HEAD}, {WORKER}" in said
+    assert re.search(rf"going on at layer \d+ of {LAYERS}", said)
+    assert "5ca1ab1e" not in said + worker.output
+    report = json.loads(output.with_name(f"{output.name}.report.json").read_text(encoding="utf-8"))
+    assert [one["layers"] for one in report["nodes"]] == [[*range(0, LAYERS, 2)], [*range(1, LAYERS, 2)]]
     quantizing.run("sparkwright", *command(model, tmp_path / "alone", data))
-    assert contents(first.folder / f"models/{NAME}-NVFP4") == contents(tmp_path / "alone")
+    assert contents(output) == contents(tmp_path / "alone")
     assert sorted(one.name for one in (second.folder / "models").iterdir()) == [NAME]
+    assert [*(first.folder / "scratch").iterdir(), *(second.folder / "scratch").iterdir()] == []
     # The container of the first node has ended: so does the worker.
     head.end()
     assert worker.process.wait(timeout=120) != 0
