@@ -49,8 +49,23 @@ def test_a_recipes_backends_make_room_for_the_kernels() -> None:
     assert made.marlin == (), "the checkpoint is judged as its kernels will read it"
 
 
-@pytest.mark.parametrize("recipe", names())
-def test_no_recipe_shuts_the_kernels_out(recipe: str) -> None:
+NEEDS_ITS_BACKEND = {
+    "anubis-pro-105b-nvfp4": ("--linear-backend", "and it has to: the input scales were never calibrated"),
+    "behemoth-x-123b-nvfp4": ("--linear-backend", "and it has to: the input scales were never calibrated"),
+    "nemotron-3.5-lightning-30b-a3b-nvfp4": ("--moe-backend", "and it has to: its experts are for 16-bit activations"),
+}
+
+
+@pytest.mark.parametrize("recipe", sorted(NEEDS_ITS_BACKEND))
+def test_a_backend_that_the_answers_need_stays(recipe: str) -> None:
+    made = planned("serve", GB10_KERNELS="1", MODEL="UNSET", RECIPE=recipe)
+    option, said = NEEDS_ITS_BACKEND[recipe]
+    assert made.argv[made.argv.index(option) + 1] == "marlin"
+    assert [each for each in made.notices if said in each]
+
+
+@pytest.mark.parametrize("recipe", sorted({*names()} - {*NEEDS_ITS_BACKEND}))
+def test_no_other_recipe_shuts_the_kernels_out(recipe: str) -> None:
     made = planned("serve", GB10_KERNELS="1", MODEL="UNSET", RECIPE=recipe)
     for option, (_, choices) in LEAVE_ROOM.items():
         assert option not in made.argv or made.argv[made.argv.index(option) + 1] in choices

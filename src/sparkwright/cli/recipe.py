@@ -82,6 +82,7 @@ def show(
             ("weights", f"{found.memory.weights_gb:g} GB ({found.memory.source})"),
             ("backend", f"MoE {found.backend.moe}, linear {found.backend.linear}: {found.backend.why}"),
             ("", f"according to {found.backend.source}"),
+            *([("", f"required: {found.backend.required}")] if found.backend.required else []),
             *(("note", note) for note in found.notes),
             *(("claimed by others", f"{figure.claim} ({figure.source})") for figure in found.figures),
             *(("source", source) for source in found.sources),

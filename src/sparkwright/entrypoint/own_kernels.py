@@ -45,10 +45,10 @@ def require_of(version: str, values: Values) -> None:
         )
 
 
-def make_room(settings: Sequence[Setting], values: Values) -> tuple[list[Setting], list[str]]:
+def make_room(settings: Sequence[Setting], values: Values, required: str) -> tuple[list[Setting], list[str]]:
     """Where the kernels are switched on, the settings without the recipe's backends that shut them out; what to tell.
 
-    A backend that the user named stays.
+    A backend that the user named stays, and so does a recipe's where `required` says why its answers need it.
     """
     left = list(settings)
     notices: list[str] = []
@@ -61,6 +61,10 @@ def make_room(settings: Sequence[Setting], values: Values) -> tuple[list[Setting
                 notices.append(
                     f"{option} {winner.value} ({winner.origin}) keeps {_NAME} from {layers}; leave it out to use them"
                 )
+        elif named and named[-1].value not in choices and required:
+            notices.append(
+                f"{option} {named[-1].value} (the recipe) keeps {_NAME} from {layers}, and it has to: {required}"
+            )
         elif named and named[-1].value not in choices:
             left = [each for each in left if each.key != option]
             notices.append(

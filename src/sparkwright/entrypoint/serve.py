@@ -29,6 +29,7 @@ class Preset:
     env: Mapping[str, str] = field(default_factory=dict)
     nodes: int = 1
     notices: tuple[str, ...] = ()
+    backend_required: str = ""
 
 
 def preset(values: Values, version: str) -> Preset:
@@ -46,6 +47,7 @@ def preset(values: Values, version: str) -> Preset:
         env=recipe.env,
         nodes=recipe.nodes,
         notices=recipe.notices,
+        backend_required=recipe.backend_required,
     )
 
 
@@ -158,7 +160,7 @@ def plan(
     line.add(arguments, Source.ARGUMENT, "the arguments")
     secrets = {**secrets, **_take_secrets(line)}
     name, notices = _model(line, recipe)
-    line.settings, room = own_kernels.make_room(line.settings, values)
+    line.settings, room = own_kernels.make_room(line.settings, values, recipe.backend_required)
     notices = [*recipe.notices, *old.notices, *notices, *room, *_context(line, name)]
     nodes = _nodes(line, recipe, host, secrets, notices, ray=ray)
     settings, won = words.merge(line.settings)

@@ -318,8 +318,8 @@ TABLE: Final[tuple[Variable, ...]] = (
         "larger batch; in linear layers without vLLM's fusions of the FP4 quantization, so prefill may take longer. "
         "vLLM's log names each layer that stays with vLLM alone, and why. A --linear-backend takes the plugin out of "
         "linear layers, and most values of --moe-backend out of experts: a recipe's are left out then, with a notice, "
-        "and those that you name stay. Nothing of it was measured on a GB10 yet: kernels/README.md says what was "
-        "checked, and `doctor` compares each kernel with its reference on your GPU. Set it on every node; it needs "
+        "unless its answers need them; those that you name stay. Nothing of it was measured on a GB10 yet: "
+        "kernels/README.md says what was checked, and `doctor` compares each kernel with its reference on your GPU. Set it on every node; it needs "
         "vLLM 0.32 or later.",
         example="GB10_KERNELS=1",
         kind="switch",

@@ -24,6 +24,7 @@ class Resolved:
     env: Mapping[str, str] = field(default_factory=dict)
     nodes: int = 1
     notices: tuple[str, ...] = ()
+    backend_required: str = ""
 
 
 def names() -> tuple[str, ...]:
@@ -121,6 +122,7 @@ def resolve(name: str, version: str) -> Resolved:
             words=found.words(line),
             env=found.environment(line),
             nodes=found.node_count,
+            backend_required=found.backend.required or "",
         )
     mapped: Mapped = map_recipe(found)
     if mapped.unmapped:

@@ -17,10 +17,14 @@ class _Part(BaseModel):
 
 
 class Backend(_Part):
-    """Which kernels do the quantized products, and who says that this choice is the right one here."""
+    """Which kernels do the quantized products, and who says that this choice is the right one here.
+
+    `required` says why other kernels would give worse answers, where it is not speed alone that decides.
+    """
 
     moe: str = "auto"
     linear: str = "auto"
+    required: Text | None = None
     why: Text
     source: Text
 
