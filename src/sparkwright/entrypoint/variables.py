@@ -319,8 +319,8 @@ TABLE: Final[tuple[Variable, ...]] = (
         "vLLM's log names each layer that stays with vLLM alone, and why. A --linear-backend takes the plugin out of "
         "linear layers, and most values of --moe-backend out of experts: a recipe's are left out then, with a notice, "
         "unless its answers need them; those that you name stay. Nothing of it was measured on a GB10 yet: "
-        "kernels/README.md says what was checked, and `doctor` compares each kernel with its reference on your GPU. Set it on every node; it needs "
-        "vLLM 0.32 or later.",
+        "kernels/README.md says what was checked, and `doctor` compares each kernel with its reference on your GPU. "
+        "Set it on every node; it needs vLLM 0.32 or later.",
         example="GB10_KERNELS=1",
         kind="switch",
     ),
