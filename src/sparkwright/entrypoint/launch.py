@@ -6,6 +6,7 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,9 +146,14 @@ def wait_for_head(wait: Wait) -> None:
 
 def _nodes(address: str) -> list[dict[str, Any]]:
     """The nodes of a running cluster, asked in a process of its own: a connected Ray would outlive the question."""
-    program = "import json, ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(json.dumps(ray.nodes()))"
-    answer = run([sys.executable, "-c", program, address])
-    found: list[dict[str, Any]] = json.loads(answer.splitlines()[-1])
+    program = (
+        "import json, pathlib, ray, sys; ray.init(sys.argv[1], log_to_driver=False); "
+        "pathlib.Path(sys.argv[2]).write_text(json.dumps(ray.nodes()))"
+    )
+    # Not by stdout, to which Ray writes too.
+    with tempfile.NamedTemporaryFile(prefix="sparkwright-nodes-") as answer:
+        run([sys.executable, "-c", program, address, answer.name])
+        found: list[dict[str, Any]] = json.loads(Path(answer.name).read_bytes())
     return found
 
 
