@@ -107,6 +107,7 @@ def test_a_full_disk_is_named_and_more_room_is_enough(
     job = quantizing.start("sparkwright", *words, "--resume")
     assert job.wait() == OutputError.exit_code, job.output
     assert "disk is full" in job.output
+    assert "--resume goes on where it was" in job.output
     assert "Traceback" not in job.output
     assert not (output / "config.json").exists()
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from sparkwright.errors import UnavailableError, UsageError
+from sparkwright.errors import SparkwrightError, UnavailableError, UsageError
 from sparkwright.quantize.calibration import local_data
 from sparkwright.quantize.display import clock
 from sparkwright.quantize.options import Attention, Calibration, KvCache, Nodes, Options, Recipe
 from sparkwright.quantize.plan import Plan, deal_layers, make_plan
 from sparkwright.quantize.rate import Rate, read_rate
 from sparkwright.quantize.source import read_source
+from sparkwright.quantize.state import begun
 from sparkwright.report import gigabytes, note, print_json, print_table
 
 _NEEDED = ("torch", "transformers", "accelerate", "modelopt")
@@ -131,7 +132,12 @@ def quantize(
     from sparkwright.quantize.run import quantize as run
     from sparkwright.quantize.run import report_path
 
-    report = run(source, options, estimate)
+    try:
+        report = run(source, options, estimate)
+    except SparkwrightError as error:
+        if begun(output) and not isinstance(error, UsageError) and "--resume" not in error.remedy:
+            error.remedy = f"{error.remedy}; --resume goes on where it was".removeprefix("; ")
+        raise
     if json:
         print_json(report)
     else:

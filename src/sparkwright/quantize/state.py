@@ -47,7 +47,7 @@ def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
     """
     folder = output / FOLDER
     path = folder / _RUN
-    if path.exists() and (resume or _did_something(output)):
+    if path.exists() and (resume or begun(output)):
         if not resume:
             raise UsageError(
                 f"{output} holds a run that did not come to its end",
@@ -69,9 +69,10 @@ def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
     return folder
 
 
-def _did_something(output: Path) -> bool:
+def begun(output: Path) -> bool:
+    """Whether there is a run that did something already."""
     run = output / FOLDER / _RUN
-    return any(one.is_file() and one != run for one in output.rglob("*"))
+    return run.exists() and any(one.is_file() and one != run for one in output.rglob("*"))
 
 
 def _remove_unfinished(output: Path) -> None:
