@@ -117,7 +117,7 @@ def test_a_model_in_many_files_with_a_tied_head(
     assert verify(tmp_path / "by-layer", against=source).findings == ()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe"])
 def test_two_ray_actors_give_the_same_files(
     made: Made, quantize: Quantize, ray_address: str, tmp_path: Path, architecture: str
 ) -> None:
@@ -140,7 +140,7 @@ def test_a_node_whose_disk_is_too_small_is_named(
     words = [*command(made.models("llama"), tmp_path / "made", data), "--ray", ray_address, "--actors", "2"]
     job = quantizing.start("sparkwright", *words, "--scratch", str(small_disk))
     assert job.wait() == OutputError.exit_code, job.output
-    assert f"{os.uname().nodename} has 0.0 GB of disk free for {small_disk}" in " ".join(job.output.split())
+    assert f"{os.uname().nodename} has 0.00 GB of disk free for {small_disk}" in " ".join(job.output.split())
     assert "--scratch" in job.output
     assert "Traceback" not in job.output
 
@@ -150,7 +150,7 @@ def test_more_actors_than_there_is_room_for_are_refused_and_not_waited_for(
 ) -> None:
     words = [*command(made.models("llama"), tmp_path / "made", data), "--ray", ray_address, "--actors", "3"]
     job = quantizing.start("sparkwright", *words)
-    assert job.wait(60) == ConfigurationError.exit_code, job.output
+    assert job.wait(240) == ConfigurationError.exit_code, job.output
     assert "has 2 CPUs and 0 GPUs" in job.output
 
 
@@ -191,13 +191,14 @@ def test_a_disk_that_fills_up_on_a_node_is_named_and_one_process_goes_on(
 
 
 def test_a_lost_ray_actor_ends_the_run_and_any_others_or_none_go_on(
-    made: Made, quantizing: "Warm", ray_address: str, data: Path, tmp_path: Path
+    models: "Models", quantizing: "Warm", ray_address: str, data: Path, tmp_path: Path
 ) -> None:
     """What a resumed run needs is in the folder of the result: nothing of the nodes, and not how many there were."""
     output, alone = tmp_path / "made", tmp_path / "alone"
     on_nodes = ["--ray", ray_address, "--save-every", "1", "--shard-layers"]
-    words = command(made.models("llama"), output, data)
-    job = quantizing.start("sparkwright", *words, *on_nodes, "1,3")
+    source = models("llama", "--layers", "16")
+    words = command(source, output, data)
+    job = quantizing.start("sparkwright", *words, *on_nodes, "4,12")
     until(lambda: any(output.glob("model-00002-*")) or job.status is not None, 240, lambda: job.output)
     for pid in _actors(quantizing.environment["HOME"])[-1:]:
         os.kill(pid, signal.SIGKILL)
@@ -206,12 +207,12 @@ def test_a_lost_ray_actor_ends_the_run_and_any_others_or_none_go_on(
     assert "Traceback" not in job.output
     assert not (output / "config.json").exists()
     shutil.copytree(output, alone)
-    again = quantizing.run("sparkwright", *words, *on_nodes, "3,1", "--resume")
-    assert re.search(r"going on at layer [234] of 4", again)
-    assert contents(output) == contents(made.by_layer("llama"))
-    again = quantizing.run("sparkwright", *command(made.models("llama"), alone, data), "--resume")
-    assert re.search(r"going on at layer [234] of 4", again)
-    assert contents(alone) == contents(output)
+    again = quantizing.run("sparkwright", *words, *on_nodes, "12,4", "--resume")
+    assert re.search(r"going on at layer \d+ of 16", again)
+    again = quantizing.run("sparkwright", *command(source, alone, data), "--resume")
+    assert re.search(r"going on at layer \d+ of 16", again)
+    quantizing.run("sparkwright", *command(source, tmp_path / "undisturbed", data))
+    assert contents(output) == contents(alone) == contents(tmp_path / "undisturbed")
 
 
 def _actors(home: str) -> list[int]:

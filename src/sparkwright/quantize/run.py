@@ -122,6 +122,7 @@ class _Run:
     def _layers(self, architecture: Architecture, samples: Samples, state: Path) -> list[dict[str, Any]]:
         options, layers = self._options, range(len(architecture))
         if all(self._shard(layer).exists() for layer in layers):
+            note(f"all {len(layers)} layers are there")
             return []
         scratch, length = _scratch(options, state), options.calibration.length
         inputs = Inputs(architecture, samples=len(samples.tokens), length=length, state=state, scratch=scratch)
