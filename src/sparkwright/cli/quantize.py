@@ -22,6 +22,7 @@ from sparkwright.quantize.state import begun
 from sparkwright.report import gigabytes, note, print_json, print_table
 
 _NEEDED = ("torch", "transformers", "accelerate", "modelopt")
+_DATA, _RECIPE, _MACHINE, _NODES = "Calibration data", "Precision", "This machine", "Several machines"
 
 
 def quantize(
@@ -29,33 +30,57 @@ def quantize(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="New folder for the quantized model.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Calibration data: a .jsonl, .parquet or text file, a folder of these, or a hub data set."),
+        typer.Option(
+            help="Calibration data: a .jsonl, .parquet or text file, a folder of these, or a hub data set.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 128,
-    length: Annotated[int, typer.Option(min=1, help="Tokens of a sample.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Decides the order of the texts.")] = 0,
-    field: Annotated[str | None, typer.Option(help="The field of a row that holds the text.")] = None,
-    split: Annotated[str, typer.Option(help="The split of a hub data set.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, help="Calibration samples.", rich_help_panel=_DATA)] = 128,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a sample.", rich_help_panel=_DATA)] = 2048,
+    seed: Annotated[int, typer.Option(help="Decides the order of the texts.", rich_help_panel=_DATA)] = 0,
+    field: Annotated[
+        str | None, typer.Option(help="The field of a row that holds the text.", rich_help_panel=_DATA)
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split of a hub data set.", rich_help_panel=_DATA)] = "train",
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Modules to leave as they are, by a pattern of shells; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Modules to leave as they are, by a pattern like '*.self_attn'; repeatable.", rich_help_panel=_RECIPE
+        ),
     ] = None,
     experts_only: Annotated[
         bool,
-        typer.Option("--experts-only", help="Quantize the experts of a mixture of experts; the rest stays as it is."),
+        typer.Option(
+            "--experts-only",
+            help="Quantize the experts of a mixture of experts; the rest stays as it is.",
+            rich_help_panel=_RECIPE,
+        ),
     ] = False,
     attention: Annotated[
         Attention | None,
-        typer.Option(help="What attention's projections become; by default, nvfp4, with --experts-only bf16."),
+        typer.Option(
+            help="What attention's projections become; by default, nvfp4, with --experts-only bf16.",
+            rich_help_panel=_RECIPE,
+        ),
     ] = None,
-    kv_cache: Annotated[KvCache, typer.Option(help="Scales for the KV cache.")] = KvCache.NONE,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch; the count may change the last bits.")] = 1,
-    scratch: Annotated[Path | None, typer.Option(help="Folder for hidden states, instead of OUTPUT.")] = None,
+    kv_cache: Annotated[KvCache, typer.Option(help="Scales for the KV cache.", rich_help_panel=_RECIPE)] = KvCache.NONE,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)] = "auto",
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="CPU threads of torch; the count may change the last bits.", rich_help_panel=_MACHINE),
+    ] = 1,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for hidden states, instead of OUTPUT.", rich_help_panel=_MACHINE)
+    ] = None,
     save_every: Annotated[
-        int | None, typer.Option(min=1, help="Layers between two sure places to resume from; chosen by size.")
+        int | None,
+        typer.Option(
+            min=1, help="Layers between two sure places to resume from; chosen by size.", rich_help_panel=_MACHINE
+        ),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(min=0, help="GB of memory that may be used, instead of what is free.")
+        float | None,
+        typer.Option(min=0, help="GB of memory that may be used, instead of what is free.", rich_help_panel=_MACHINE),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what is needed and end.")] = False,
     time_from: Annotated[
@@ -64,18 +89,38 @@ def quantize(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     ray: Annotated[
         str | None,
-        typer.Option("--ray", help="Work on the nodes of a Ray cluster: auto, HOST:PORT, or local for one made here."),
+        typer.Option(
+            "--ray",
+            help="Work on the nodes of a Ray cluster: auto, HOST:PORT, or local for one made here.",
+            rich_help_panel=_NODES,
+        ),
     ] = None,
-    actors: Annotated[int | None, typer.Option(min=1, help="Ray actors; by default one for each node.")] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Ray actors; by default one for each node.", rich_help_panel=_NODES)
+    ] = None,
     shard_layers: Annotated[
-        str | None, typer.Option(help="Layers of each actor, as 40,48; by default as even as possible.")
+        str | None,
+        typer.Option(
+            help="Layers of each actor, this machine first, as 40,48; as even as possible by default.",
+            rich_help_panel=_NODES,
+        ),
     ] = None,
     shared_folder: Annotated[
-        bool, typer.Option("--shared-folder", help="OUTPUT is the same folder on all nodes: nothing is sent.")
+        bool,
+        typer.Option(
+            "--shared-folder", help="OUTPUT is the same folder on all nodes: nothing is sent.", rich_help_panel=_NODES
+        ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
 ) -> None:
-    """Quantize a model to NVFP4 with modelopt, one layer in memory at a time."""
+    """Quantize a model to NVFP4 with modelopt, one layer in memory at a time.
+
+    First ask what it needs, then do it; --resume goes on after any interruption (docs/quantize.md):
+
+    `sparkwright quantize Qwen3-8B Qwen3-8B-NVFP4 --plan`
+
+    `sparkwright quantize Qwen3-8B Qwen3-8B-NVFP4 --data texts.jsonl`
+    """
     nodes = None
     if ray is not None:
         nodes = Nodes(
