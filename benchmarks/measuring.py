@@ -65,7 +65,7 @@ def store(case: str, result: dict[str, object]) -> None:
         "case": case,
         "when": now.isoformat(timespec="seconds"),
         "sparkwright": __version__,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *sys.argv]).replace(str(Path.home()), "~"),
         "machine": machine(),
         **result,
     }

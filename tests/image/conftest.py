@@ -18,7 +18,7 @@ from sparkwright.paths import CHECKOUT, cache
 from sparkwright.run import run
 
 TAG = "sparkwright-test:smoke"
-# What differs from a build for a Spark: the base image, three objects of vLLM, one FlashInfer module.
+# What differs from a build for a Spark: the base image, four objects of vLLM, one FlashInfer module.
 UNITS = "smoke"
 ARGUMENTS = {"BASE_IMAGE": STAND_IN, "APT_SNAPSHOT": "", "JIT_MODULES": "norm"}
 BUILD = (

@@ -65,10 +65,10 @@ UNITS: Final = {
             libraries=False,
         ),
         Unit(
-            # Enough to see that an image can be built at all, and for GB10: a quantiser, whose native E2M1 converts no
-            # plain target has, its dispatch, and Marlin's repack kernel.
+            # Enough to see that an image can be built at all: a quantiser, its dispatch, an FP4 GEMM.
             name="smoke",
             objects=(
+                "*/csrc/quantization/fp4/nvfp4_blockwise_moe_kernel.cu.o",
                 "*/csrc/quantization/fp4/nvfp4_quant_entry.cu.o",
                 "*/csrc/quantization/fp4/nvfp4_quant_kernels.cu.o",
                 "*/csrc/quantization/marlin/gptq_marlin_repack.cu.o",
