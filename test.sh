@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The one test command. Everything it needs is made here or fetched by the tests; nothing needs a GPU.
 #
-#   ./test.sh --fast   lint, types and unit tests: about a minute, no network after the first run
+#   ./test.sh --fast   lint, types and unit tests: about two minutes, no network after the first run
 #   ./test.sh          all of that, and real sources, compilers, machine code, and the image (as root); what CI runs
 #   ./test.sh --all    all of that, and what takes longer than CI should (the whole wheel)
 #
