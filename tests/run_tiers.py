@@ -55,7 +55,7 @@ def main() -> int:
     """Run the tier that the arguments name; 0 when every check passed."""
     parser = argparse.ArgumentParser(prog="./test.sh", description=__doc__, allow_abbrev=False)
     tier = parser.add_mutually_exclusive_group()
-    tier.add_argument("--fast", dest="tier", action="store_const", const="fast", help="about a minute, no network")
+    tier.add_argument("--fast", dest="tier", action="store_const", const="fast", help="about two minutes, no network")
     tier.add_argument("--all", dest="tier", action="store_const", const="all", help="also what takes hours")
     parser.set_defaults(tier="full")
     arguments, pytest_arguments = parser.parse_known_args()
