@@ -54,21 +54,18 @@ def make_room(settings: Sequence[Setting], values: Values, required: str) -> tup
     notices: list[str] = []
     for option, (layers, choices) in LEAVE_ROOM.items() if values.switch(_NAME) else ():
         named = [each for each in left if each.key == option]
-        own = [each for each in named if each.source is not Source.RECIPE]
-        if own:
-            winner = max(reversed(own), key=lambda each: each.source)
-            if winner.value not in choices:
-                notices.append(
-                    f"{option} {winner.value} ({winner.origin}) keeps {_NAME} from {layers}; leave it out to use them"
-                )
-        elif named and named[-1].value not in choices and required:
-            notices.append(
-                f"{option} {named[-1].value} (the recipe) keeps {_NAME} from {layers}, and it has to: {required}"
-            )
-        elif named and named[-1].value not in choices:
+        winner = max(reversed(named), key=lambda each: each.source, default=None)
+        if winner is None or winner.value in choices:
+            continue
+        said = f"{option} {winner.value} ({winner.origin})"
+        if winner.source is not Source.RECIPE:
+            notices.append(f"{said} keeps {_NAME} from {layers}; leave it out to use them")
+        elif required:
+            notices.append(f"{said} keeps {_NAME} from {layers}, and it has to: {required}")
+        else:
             left = [each for each in left if each.key != option]
             notices.append(
-                f"{option} {named[-1].value} (the recipe) is left out, so that {_NAME} can take {layers} beside what "
-                "vLLM chooses; name a backend yourself to keep it"
+                f"{said} is left out, so that {_NAME} can take {layers} beside what vLLM chooses; name a backend "
+                "yourself to keep it"
             )
     return left, notices

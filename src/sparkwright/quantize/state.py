@@ -47,7 +47,7 @@ def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Path:
     """
     folder = output / FOLDER
     path = folder / _RUN
-    if path.exists() and (resume or begun(output)):
+    if begun(output) or (resume and path.exists()):
         if not resume:
             raise UsageError(
                 f"{output} holds a run that did not come to its end",
