@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparkwright.checkpoint.headers import BITS
 
-Tensors = dict[str, tuple[str, tuple[int, ...]]]
+Tensors = dict[str, tuple[str, Sequence[int]]]
 
 
 def nvfp4(name: str, rows: int, columns: int) -> Tensors:
@@ -31,25 +31,30 @@ def fp8(name: str, rows: int, columns: int) -> Tensors:
     }
 
 
+def write_shard(path: Path, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+    """A header with real sizes over a hole: the file claims gigabytes and takes kilobytes."""
+    header: dict[str, object] = {}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        end = at + math.prod(shape) * BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + at)
+
+
 def write(root: Path, tensors: Tensors, config: Mapping[str, object], *, shards: int = 1) -> Path:
-    """Headers with real sizes over holes: the files claim gigabytes and take kilobytes."""
+    """A folder of such files, as many as wanted, with what belongs to it."""
     root.mkdir()
     names = list(tensors)
     places: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
-        header: dict[str, object] = {}
-        at = 0
-        for name in names[shard * len(names) // shards : (shard + 1) * len(names) // shards]:
-            dtype, shape = tensors[name]
-            end = at + math.prod(shape) * BITS[dtype] // 8
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
-            places[name] = file
-            at = end
-        text = json.dumps(header).encode()
-        with (root / file).open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            stream.truncate(8 + len(text) + at)
+        mine = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
+        write_shard(root / file, {name: tensors[name] for name in mine})
+        places |= dict.fromkeys(mine, file)
     (root / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     (root / "config.json").write_text(json.dumps(config))
     (root / "tokenizer.json").write_text("{}")

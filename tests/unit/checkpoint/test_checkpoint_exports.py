@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.checkpoint.holes import write_shard
 
-from sparkwright.checkpoint.headers import BITS
 from sparkwright.checkpoint.inspection import format_name
 from sparkwright.checkpoint.verify import verify_headers
 
@@ -35,20 +35,8 @@ def load(name: str) -> dict[str, Any]:
 def write(root: Path, export: dict[str, Any], *, without: str = "") -> Path:
     """The export as a folder, with holes for values; `without` leaves one tensor out."""
     root.mkdir(exist_ok=True)
-    at = 0
-    header = {}
-    for name, (dtype, shape) in export["tensors"].items():
-        if name == without:
-            continue
-        size = BITS[dtype] // 8
-        for one in shape:
-            size *= one
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    with (root / "model.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + at)
+    kept = {name: one for name, one in export["tensors"].items() if name != without}
+    write_shard(root / "model.safetensors", kept)
     for file in ("config", "hf_quant_config"):
         if file in export:
             (root / f"{file}.json").write_text(json.dumps(export[file]))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.checkpoint.holes import Tensors, bf16, nvfp4
 from tests.unit.checkpoint.test_checkpoint_exports import write
 
 from sparkwright.checkpoint.inspection import format_name
@@ -12,15 +13,10 @@ from sparkwright.checkpoint.modules import Module
 from sparkwright.checkpoint.settings import parse
 from sparkwright.checkpoint.verify import verify_headers
 
-Tensors = dict[str, tuple[str, list[int]]]
 Linear = Callable[[str, int, int], Tensors]
 
 HIDDEN, WIDE, VOCABULARY, LAYERS = 64, 96, 128, 4
 SIZES = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "vocab_size": VOCABULARY}
-
-
-def bf16(name: str, *shape: int) -> Tensors:
-    return {f"{name}.weight": ("BF16", list(shape))}
 
 
 def packed(name: str, rows: int, columns: int) -> Tensors:
@@ -51,16 +47,6 @@ def mistral_fp8(name: str, rows: int, columns: int) -> Tensors:
 
 def quark_mxfp4(name: str, rows: int, columns: int) -> Tensors:
     return {f"{name}.weight": ("U8", [rows, columns // 2]), f"{name}.weight_scale": ("U8", [rows, columns // 32])}
-
-
-def nvfp4(name: str, rows: int, columns: int) -> Tensors:
-    """NVFP4 as modelopt writes it."""
-    return {
-        f"{name}.weight": ("U8", [rows, columns // 2]),
-        f"{name}.weight_scale": ("F8_E4M3", [rows, columns // 16]),
-        f"{name}.weight_scale_2": ("F32", []),
-        f"{name}.input_scale": ("F32", []),
-    }
 
 
 def attention(prefix: str, linear: Linear) -> Tensors:
