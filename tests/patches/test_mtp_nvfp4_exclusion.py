@@ -1,14 +1,13 @@
 """mtp-nvfp4-exclusion: MTP layers are quantized exactly when the checkpoint quantized them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from tests.patches.upstream_code import extract, patched_files
+from tests.patches.upstream_code import extract, modelopt_config, patched_files
 
 pytestmark = pytest.mark.sources
 
@@ -26,20 +25,6 @@ Built = Mapping[str, object]
 
 class _Module:
     """Stands for torch.nn.Module."""
-
-
-def _modelopt(tree: Path, excluded: Sequence[str]) -> SimpleNamespace:
-    """A ModelOpt NVFP4 config whose is_layer_excluded is the tree's own."""
-    skipped = extract(tree / "vllm/model_executor/layers/quantization/utils/quant_utils.py", "is_layer_skipped")
-    is_layer_excluded = extract(
-        tree / "vllm/model_executor/layers/quantization/modelopt.py",
-        "ModelOptQuantConfigBase.is_layer_excluded",
-        is_layer_skipped=skipped,
-        fnmatch=fnmatch,
-    )
-    config = SimpleNamespace(exclude_modules=list(excluded), packed_modules_mapping={}, get_name=lambda: "modelopt_fp4")
-    config.is_layer_excluded = lambda prefix: is_layer_excluded(config, prefix)
-    return config
 
 
 def _is_quantized(layer: Built) -> bool:
@@ -101,12 +86,12 @@ def test_fc_is_in_16_bits_when_all_mtp_layers_are(
 ) -> None:
     before = vllm_tree(version)
     after = patched_files(before, version, NAME, tmp_path)
-    published = _modelopt(before, PUBLISHED)
+    published = modelopt_config(before, PUBLISHED)
     assert published.is_layer_excluded("mtp.layers.0.self_attn.qkv_proj")
     assert _is_quantized(_fc(before, file, published))
     assert not _is_quantized(_fc(after, file, published))
     for kept in (QUANTIZED_MTP, PARTLY_QUANTIZED_MTP):
-        assert _is_quantized(_fc(after, file, _modelopt(before, kept)))
+        assert _is_quantized(_fc(after, file, modelopt_config(before, kept)))
     other_format = SimpleNamespace(get_name=lambda: "compressed-tensors")
     assert _fc(after, file, other_format)["quant_config"] is other_format
     assert _fc(after, file, None)["quant_config"] is None
@@ -115,8 +100,8 @@ def test_fc_is_in_16_bits_when_all_mtp_layers_are(
 def test_the_head_of_step_is_quantized_when_its_layer_is(vllm_tree: Callable[[str], Path], tmp_path: Path) -> None:
     before = vllm_tree("0.24.0")
     after = patched_files(before, "0.24.0", NAME, tmp_path)
-    bf16_mtp = _modelopt(before, ["lm_head", "model.layers.45*"])
-    nvfp4_mtp = _modelopt(before, ["lm_head"])
+    bf16_mtp = modelopt_config(before, ["lm_head", "model.layers.45*"])
+    nvfp4_mtp = modelopt_config(before, ["lm_head"])
     assert _is_quantized(_step_head(before, bf16_mtp))
     assert not _is_quantized(_step_head(after, bf16_mtp))
     assert _is_quantized(_step_head(after, nvfp4_mtp))
@@ -125,5 +110,5 @@ def test_the_head_of_step_is_quantized_when_its_layer_is(vllm_tree: Callable[[st
 def test_the_mended_release_decides_alike(vllm_tree: Callable[[str], Path]) -> None:
     tree = vllm_tree("0.33.0")
     for file in QWEN:
-        assert not _is_quantized(_fc(tree, file, _modelopt(tree, PUBLISHED)))
-    assert not _is_quantized(_step_head(tree, _modelopt(tree, ["model.layers.45*"])))
+        assert not _is_quantized(_fc(tree, file, modelopt_config(tree, PUBLISHED)))
+    assert not _is_quantized(_step_head(tree, modelopt_config(tree, ["model.layers.45*"])))

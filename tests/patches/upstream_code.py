@@ -5,7 +5,10 @@ import __future__
 import ast
 import builtins
 import os
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -71,6 +74,20 @@ def extract(path: Path, name: str, **given: object) -> Any:  # noqa: ANN401 - wh
     module = ast.fix_missing_locations(ast.Module(body=[node], type_ignores=[]))
     exec(compile(module, str(path), "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True), namespace)
     return namespace[node.name]
+
+
+def modelopt_config(tree: Path, excluded: Sequence[str]) -> SimpleNamespace:
+    """A ModelOpt NVFP4 config whose is_layer_excluded is that of a tree of vLLM."""
+    quantization = tree / "vllm/model_executor/layers/quantization"
+    is_layer_excluded = extract(
+        quantization / "modelopt.py",
+        "ModelOptQuantConfigBase.is_layer_excluded",
+        is_layer_skipped=extract(quantization / "utils/quant_utils.py", "is_layer_skipped"),
+        fnmatch=fnmatch,
+    )
+    config = SimpleNamespace(exclude_modules=list(excluded), packed_modules_mapping={}, get_name=lambda: "modelopt_fp4")
+    config.is_layer_excluded = lambda prefix: is_layer_excluded(config, prefix)
+    return config
 
 
 def run_cpp(source: str, scratch: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch  # type: ignore[import-not-found]
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-not-found]
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast  # type: ignore[import-not-found]
 
@@ -25,6 +25,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0]},
     # With a shared expert and its gate.
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 256},
+    # Three layers with a recurrent state, then one with attention.
+    "qwen3_next": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 256,
+        **{f"linear_num_{one}_heads": heads for one, heads in (("key", 2), ("value", 4))},
+        **{f"linear_{one}_head_dim": 32 for one in ("key", "value")},
+    },
 }
 
 
@@ -42,6 +50,13 @@ def main() -> None:
     parser.add_argument("--tied", action="store_true", help="the head is the embedding")
     parser.add_argument(
         "--skew", type=float, default=1, help="a power of two that makes inner activations smaller, and nothing else"
+    )
+    parser.add_argument(
+        "--prediction",
+        nargs=2,
+        metavar=("LAYER", "PROJECTION"),
+        help="what published models have for multi-token prediction and transformers does not load: a copy of the last "
+        "layer under this name, and a projection",
     )
     parser.add_argument("--copies", action="store_true", help="all layers alike, one file each: fast for large models")
     options = parser.parse_args()
@@ -77,6 +92,9 @@ def main() -> None:
         _change(options.folder / "config.json", num_experts=config.num_experts)
     if options.copies:
         _copy_layer(options.folder, options.layers)
+    if options.prediction:
+        _add_prediction(options.folder / "model.safetensors", f"model.layers.{options.layers - 1}", *options.prediction)
+        _change(options.folder / "config.json", num_nextn_predict_layers=1)
 
 
 def _save_tokenizer(folder: Path) -> None:
@@ -95,6 +113,15 @@ def _save_tokenizer(folder: Path) -> None:
 def _change(file: Path, **settings: object) -> None:
     """Set what published models say, and transformers 5 writes in words that 4 does not know."""
     file.write_text(json.dumps(json.loads(file.read_text()) | settings, indent=2))
+
+
+def _add_prediction(file: Path, last: str, layer: str, projection: str) -> None:
+    tensors = load_file(file)
+    hidden = tensors["model.norm.weight"].shape[0]
+    copied = {f"{layer}.{name.removeprefix(f'{last}.')}": one for name, one in tensors.items() if name.startswith(last)}
+    tensors |= {name: one.clone() for name, one in copied.items()}
+    tensors[f"{projection}.weight"] = torch.randn(hidden, 2 * hidden).to(torch.bfloat16)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _copy_layer(folder: Path, layers: int) -> None:

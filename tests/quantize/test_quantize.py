@@ -6,11 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.patches.upstream_code import modelopt_config
 from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, command, contents, settings, tensors
 from tests.serve.conftest import free_port, until
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.quantizes
 
-ARCHITECTURES = ("llama", "mistral", "qwen3", "qwen3_moe")
+ARCHITECTURES = ("llama", "mistral", "qwen3", "qwen3_moe", "qwen3_next")
 
 
 class Made:
@@ -98,6 +99,40 @@ def test_the_result_is_sound(made: Made, architecture: str) -> None:
     assert result.findings == ()
     assert result.not_compared == ()
     assert len(result.differences) >= 29
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "projection", "ignored"),
+    [("qwen3_next", "mtp.layers.0", "mtp.fc", "mtp*"), ("llama", "model.layers.4", "model.layers.4.eh_proj", None)],
+)
+def test_multi_token_prediction_is_kept_as_it_is(
+    made: Made,
+    models: "Models",
+    quantize: Quantize,
+    vllm_tree: Callable[[str], Path],
+    tmp_path: Path,
+    architecture: str,
+    layer: str,
+    projection: str,
+    ignored: str | None,
+) -> None:
+    """transformers does not load it, so modelopt's own flow loses it; vLLM finds it, and builds it in 16 bits."""
+    source = models(architecture, "--prediction", layer, projection)
+    said = quantize(source, tmp_path / "made")
+    original, expected, found = tensors(source), tensors(made.at_once(architecture)), tensors(tmp_path / "made")
+    kept = {name for name in original if name.startswith((layer, projection))}
+    assert f"{len(kept)} tensors, copied as they are" in said
+    assert {name: found.pop(name) for name in kept} == {name: original[name] for name in kept}
+    assert found == expected
+    before = settings(made.at_once(architecture), "config.json")["quantization_config"]
+    after = settings(tmp_path / "made", "config.json")["quantization_config"]
+    assert isinstance(before, dict)
+    assert after == before | {"ignore": [*before["ignore"], ignored or f"{layer}*"]}
+    assert verify(tmp_path / "made", against=source).findings == ()
+    read = modelopt_config(vllm_tree("0.33.0"), after["ignore"])
+    assert read.is_layer_excluded(projection)
+    assert read.is_layer_excluded(f"{layer}.self_attn.qkv_proj")
+    assert not read.is_layer_excluded("model.layers.3.self_attn.qkv_proj")
 
 
 def test_nothing_in_the_result_runs_when_it_is_read(made: Made) -> None:

@@ -25,6 +25,7 @@ _HEADS: Final = ("lm_head", "embed_out")
 _VISION: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|vit\w*|audio\w*|multi_modal\w*|mm_\w+|image_\w+)\.")
 
 _WEIGHTS: Final = ("weight", "weight_packed", "qweight")
+_PREDICTION: Final = re.compile(r"(?:^|.*?\.)(?:mtp(?:_\w+)?|\w*nextn\w*)(?=\.|$)")
 _DIGITS: Final = re.compile(r"\d+")
 _MOST_DIGITS: Final = 6  # a longer number in a name is not the number of a layer
 
@@ -62,6 +63,17 @@ def layer_index(name: str) -> int | None:
     """The number of the decoder layer a module belongs to."""
     found = _LAYER.search(name)
     return int(found[1]) if found and len(found[1]) <= _MOST_DIGITS else None
+
+
+def prediction_module(name: str, numbered: range) -> str | None:
+    """The module for multi-token prediction that a tensor lies in; None for tensors of plain decoding.
+
+    Either its name says so (`mtp.fc` lies in `mtp`), or its layer has one of the numbers that follow the decoder's.
+    """
+    if found := _PREDICTION.match(name):
+        return found[0]
+    layer = None if _VISION.search(name) else _LAYER.search(name)
+    return name[: layer.end() - 1] if layer and int(layer[1]) in numbered else None
 
 
 @dataclass(frozen=True)
@@ -231,7 +243,7 @@ def _named_role(name: str) -> Role:
     """The role by name alone; of a decoder layer's MLP where it tells none."""
     words = name.split(".")
     last = words[-1]
-    if words[0] == "mtp" or ".mtp." in name or "nextn" in name:
+    if _PREDICTION.match(name):
         return Role.MTP
     if _VISION.search(name + "."):
         return Role.VISION

@@ -257,13 +257,12 @@ def _show_plan(plan: Plan, spent: Rate | None) -> None:
 
 
 def _left_out(names: Sequence[str]) -> str:
-    # What serves multi-token prediction is the common case, and its absence shows late.
-    return f"{len(names)} tensors that transformers does not load, from {escape(names[0])} on; no MTP with the result"
+    return f"{len(names)} tensors that transformers does not load, from {escape(names[0])} on"
 
 
 def _show_report(report: dict[str, Any], path: Path) -> None:
     errors = [one["mean"] for one in report["error_by_layer"].values()]
-    calibration = report["calibration"]
+    calibration, predicting = report["calibration"], len(report["multi_token_prediction"])
     print_table(
         escape(report["output"]),
         ("what", "value"),
@@ -280,6 +279,7 @@ def _show_report(report: dict[str, Any], path: Path) -> None:
                 else "none",
             ),
             ("findings of `checkpoint verify`", len(report["findings"])),
+            *([("multi-token prediction", f"{predicting} tensors, copied as they are")] if predicting else []),
             *([("left out", _left_out(report["left_out"]))] if report["left_out"] else []),
             ("peak memory", gigabytes(report["peak_rss_bytes"])),
             *([("on the GPU", gigabytes(report["peak_cuda_bytes"]))] if "peak_cuda_bytes" in report else []),

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,11 +158,20 @@ class Architecture:
         state = self._shell.state_dict()
         return {name: state[name].dtype for name in names}
 
-    def left_out(self) -> list[str]:
-        """Tensors of the source that the model does not have, such as those of layers for multi-token prediction."""
+    def _not_loaded(self) -> set[str]:
         tied = set(getattr(self._shell, "all_tied_weights_keys", None) or ())
         mine = {name for number in range(len(self)) for name in self.tensors[number]}
-        return sorted(set(self.source.tensors) - mine - set(self.rest()) - tied)
+        return set(self.source.tensors) - mine - set(self.rest()) - tied
+
+    @cached_property
+    def prediction(self) -> dict[str, str]:
+        """Tensors for multi-token prediction that transformers does not load, and the module of each."""
+        found = {name: self.source.prediction_module(name) for name in sorted(self._not_loaded())}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def left_out(self) -> list[str]:
+        """Tensors of the source that neither the model has nor multi-token prediction."""
+        return sorted(self._not_loaded() - self.prediction.keys())
 
     def _assemble(self, numbers: Iterable[int]) -> Any:  # noqa: ANN401
         # One memo: all parts share one copy of the settings, as in a whole model, where modelopt changes them to have

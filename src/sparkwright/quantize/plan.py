@@ -109,6 +109,9 @@ def make_plan(source: Source, options: Options) -> Plan:
     layers: dict[str, int] = {}
     output = linear = weights = 0
     for name, tensor in source.tensors.items():
+        if source.prediction_module(name):
+            output += tensor.nbytes
+            continue
         packed = _packed_bytes(name, len(tensor.shape), recipe)
         output += math.ceil(tensor.elements * packed) if packed else tensor.nbytes
         if packed == NVFP4_BYTES:

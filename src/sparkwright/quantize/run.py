@@ -171,7 +171,8 @@ class _Run:
             for name, dtype in types.items()
             if _WRITTEN_AS.get(str(dtype), rest[name].dtype) != rest[name].dtype
         }
-        copy_rest(path, rest, convert)
+        as_they_are = {name: self._source.tensors[name] for name in architecture.prediction}
+        copy_rest(path, rest | as_they_are, convert)
         write_index(self._output, [shard_name(number, layers) for number in range(layers + 1)])
         copy_companions(self._source.root, self._output)
         prepared = state / "settings"
@@ -215,6 +216,7 @@ class _Run:
             "bytes": verification.checkpoint.size,
             "recipe": self._options.recipe.to_json(),
             "calibration": {**self._options.calibration.to_json(), **samples.to_json()},
+            "multi_token_prediction": list(architecture.prediction),
             "left_out": architecture.left_out(),
             "device": resolve_device(self._options.device),
             "versions": {"sparkwright": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sparkwright.checkpoint.checkpoint import CONFIG, INDEX, read_checkpoint
 from sparkwright.checkpoint.headers import Tensor
+from sparkwright.checkpoint.modules import prediction_module
 from sparkwright.errors import ConfigurationError, InputUnreadableError
 from sparkwright.files import sha256_bytes
 
@@ -92,6 +93,11 @@ class Source:
                 remedy="name the folder of the unquantized model",
             )
         return _FLOATS[most]
+
+    def prediction_module(self, name: str) -> str | None:
+        """The module for multi-token prediction that a tensor lies in; None for tensors of plain decoding."""
+        more = self.text.get("num_nextn_predict_layers")
+        return prediction_module(name, range(self.layers, self.layers + (more if isinstance(more, int) else 0)))
 
     def of_layers(self, prefix: str) -> dict[int, dict[str, Tensor]]:
         """The tensors under `prefix`, the path of the list of layers, by the layer's number."""

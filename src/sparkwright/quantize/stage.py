@@ -24,6 +24,7 @@ from modelopt.torch.export.quant_aware_conversion import (  # type: ignore[impor
 )
 from modelopt.torch.export.quant_utils import get_quant_config  # type: ignore[import-not-found]
 from modelopt.torch.export.unified_export_hf import (  # type: ignore[import-not-found]
+    _add_mtp_exclusions,
     _export_transformers_checkpoint,
     _sanitize_generation_config_for_save,
     _write_hf_export_config,
@@ -148,6 +149,9 @@ def quant_config(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:
             cause="--exclude matches all, or --experts-only was given for a model without experts",
         )
     config: dict[str, Any] = get_quant_config(model)
+    # modelopt's export excludes the modules that this attribute names, for whoever copies their tensors.
+    model._mtp_layer_prefixes = sorted(set(architecture.prediction.values()))  # noqa: SLF001
+    _add_mtp_exclusions(model, config)
     # transformers notes this when it loads a whole model; modelopt turns names back by it.
     model._weight_conversions = get_model_conversion_mapping(model, None, None)  # noqa: SLF001
     mapper = build_reverse_name_mapper(model)

@@ -9,7 +9,7 @@ from tests.unit.checkpoint.holes import Tensors, bf16, nvfp4
 from tests.unit.checkpoint.test_checkpoint_exports import write
 
 from sparkwright.checkpoint.inspection import format_name
-from sparkwright.checkpoint.modules import Module
+from sparkwright.checkpoint.modules import Module, prediction_module
 from sparkwright.checkpoint.settings import parse
 from sparkwright.checkpoint.verify import verify_headers
 
@@ -349,3 +349,24 @@ def test_linear_attention_that_vllm_fuses_must_be_quantized_as_one(tmp_path: Pat
     config = {"text_config": SIZES, "quantization_config": quantization}
     found = verify_headers(write(tmp_path / "model", {"tensors": tensors, "config": config})).findings
     assert [(one.rule.code, len(one.subjects)) for one in found] == [("fused-partly-quantized", 2 * LAYERS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [  # as vLLM's model classes for multi-token prediction read them
+        ("mtp.fc.weight", "mtp"),
+        ("mtp.layers.0.self_attn.q_proj.weight", "mtp"),
+        ("model.mtp.layers.0.eh_proj.weight", "model.mtp"),
+        ("model.mtp_layers.0.input_proj.weight", "model.mtp_layers"),
+        ("model.mtp_block.0.mlp.up_proj.weight", "model.mtp_block"),
+        ("model.layers.61.eh_proj.weight", "model.layers.61"),
+        ("model.layers.60.mlp.up_proj.weight", None),
+        ("model.layers.62.mlp.up_proj.weight", None),
+        ("model.layers.6.mlp.up_proj.weight", None),
+        ("model.visual.blocks.61.mlp.up_proj.weight", None),
+        ("lm_head.weight", None),
+        ("model.embed_tokens.weight", None),
+    ],
+)
+def test_what_predicts_several_tokens_ahead(name: str, module: str | None) -> None:
+    assert prediction_module(name, range(61, 62)) == module

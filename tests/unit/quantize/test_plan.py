@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from sparkwright.cli import app
@@ -60,6 +60,18 @@ def test_what_is_excluded_stays_as_large_as_it_is(model: Path) -> None:
     stored = sum(tensor.nbytes for tensor in read_source(model).tensors.values())
     assert _plan(model, Recipe(exclude=("*.mlp",))).output == stored
     assert _plan(model, Recipe(experts_only=True)).output == stored
+
+
+def test_what_predicts_several_tokens_is_copied_and_costs_nothing_else(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    before, weights = _plan(model), load_file(model / "model.safetensors")
+    names = ("mtp.layers.0.mlp.up_proj.weight", "mtp.fc.weight", f"model.layers.{LAYERS}.eh_proj.weight")
+    save_file(weights | {name: np.zeros((4096, HIDDEN), np.float16) for name in names}, model / "model.safetensors")
+    copied = len(names) * 4096 * HIDDEN
+    expected = dataclasses.replace(before, output=before.output + 2 * copied, parameters=before.parameters + copied)
+    free = {one: getattr(expected, one) for one in ("memory_available", "output_free", "scratch_free")}
+    assert _plan(model, **free) == expected
 
 
 def test_memory_does_not_grow_with_depth(model: Path) -> None:
