@@ -104,8 +104,17 @@ class Warm:
                 job.status = int(rest[0])
                 job.ended.set()
 
-    def start(self, *argv: str | Path, die: tuple[int, Path] | None = None, **env: str) -> Job:
-        """Start a script of this folder, or `sparkwright`; `die` kills it at its n-th change of names in a folder."""
+    def start(
+        self,
+        *argv: str | Path,
+        die: tuple[int, Path] | None = None,
+        of: signal.Signals = signal.SIGKILL,
+        **env: str,
+    ) -> Job:
+        """Start a script of this folder, or `sparkwright`.
+
+        `die` gives it the signal `of` at its n-th change of names in a folder.
+        """
         words = [str(word) for word in argv]
         if words[0].endswith(".py"):
             words[0] = str(HERE / words[0])
@@ -113,7 +122,7 @@ class Warm:
         job = Job(argv=words, log=self.folder / f"{self._count}.log")
         self._waiting.append(job)
         assert self._process.stdin
-        death = None if die is None else [die[0], str(die[1])]
+        death = None if die is None else [die[0], str(die[1]), of]
         order = {"argv": words, "log": str(job.log), "env": env, "die": death}
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()

@@ -17,6 +17,11 @@ _TEXT = ["The capital of France is Paris.", "A wright is one who builds; a spark
 _SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
 _LAYER = re.compile(r"model\.layers\.0\.")
 
+_RECURRENT = {
+    **{f"linear_num_{one}_heads": heads for one, heads in (("key", 2), ("value", 4))},
+    **{f"linear_{one}_head_dim": 32 for one in ("key", "value")},
+}
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
@@ -30,8 +35,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "shared_expert_intermediate_size": 256,
-        **{f"linear_num_{one}_heads": heads for one, heads in (("key", 2), ("value", 4))},
-        **{f"linear_{one}_head_dim": 32 for one in ("key", "value")},
+        **_RECURRENT,
+    },
+    # The text model alone of one with vision, whose names it does not have.
+    "qwen3_5_text": _RECURRENT,
+    # A head with a bias.
+    "phi": {},
+    # Attention and a state space side by side, the latter with a convolution.
+    "falcon_h1": {
+        "mamba_d_ssm": 256,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 32,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 32,
     },
 }
 

@@ -101,6 +101,17 @@ def test_the_result_is_sound(made: Made, architecture: str) -> None:
     assert len(result.differences) >= 29
 
 
+@pytest.mark.parametrize("architecture", ["falcon_h1", "phi", "qwen3_5_text"])
+def test_what_modelopt_does_not_quantize_is_ignored(made: Made, architecture: str) -> None:
+    """modelopt's own flow has the same tensors; its settings name what is in 16 bits wrongly, or not at all."""
+    found = made.by_layer(architecture)
+    assert tensors(found) == tensors(made.at_once(architecture))
+    assert verify(found, against=made.models(architecture), sample=0).findings == ()
+    ignored = settings(found, "config.json")["quantization_config"]["ignore"]  # type: ignore[index]
+    convolutions = {name.removesuffix(".weight") for name in tensors(found) if name.endswith("conv1d.weight")}
+    assert convolutions <= set(ignored)
+
+
 @pytest.mark.parametrize(
     ("architecture", "layer", "projection", "ignored"),
     [("qwen3_next", "mtp.layers.0", "mtp.fc", "mtp*"), ("llama", "model.layers.4", "model.layers.4.eh_proj", None)],

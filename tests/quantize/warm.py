@@ -1,9 +1,9 @@
 """Run commands in copies of an interpreter that has imported the slow packages once; started by conftest.Warm.
 
-Reads one JSON object a line: {"argv": [...], "log": FILE, "env": {...}, "die": [N, FOLDER]}, where argv begins with a
-script's path or with `sparkwright`. For each it forks a child of its own session, and answers `started PID`; when the
-child has ended, `ended PID STATUS`. A child is a real process: it can be measured, limited and killed. What the imports
-print goes to stderr.
+Reads one JSON object a line: {"argv": [...], "log": FILE, "env": {...}, "die": null or [N, FOLDER, SIGNAL]}, where argv
+begins with a script's path or with `sparkwright`. For each it forks a child of its own session, and answers `started
+PID`; when the child has ended, `ended PID STATUS`. A child is a real process: it can be measured, limited and killed.
+What the imports print goes to stderr.
 """
 
 import contextlib
@@ -96,8 +96,8 @@ def become(job: dict[str, object]) -> NoReturn:
         os._exit(status)
 
 
-def die_before(count: int, folder: str) -> None:
-    """Be killed right before the `count`-th time that something in a folder is renamed or removed."""
+def die_before(count: int, folder: str, number: int) -> None:
+    """Get a signal right before the `count`-th time that something in a folder is renamed or removed."""
     left = count
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
@@ -107,7 +107,7 @@ def die_before(count: int, folder: str) -> None:
         if any(os.fspath(one).startswith(folder) for one in arguments[:2] if isinstance(one, str | os.PathLike)):
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     sys.addaudithook(watch)
 

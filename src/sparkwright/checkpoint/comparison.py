@@ -146,4 +146,11 @@ def _lacks(base: Checkpoint, module: Module) -> bool:
     other = _counterpart(base, module)
     if other is None and module.role is Role.EXPERT:
         return not any(one.stacked_experts for one in base.modules.values())  # the base stacks what is apart here
-    return other is None or other.shape != module.shape
+    return other is None or not _alike(other.shape, module)
+
+
+def _alike(shape: tuple[int, ...], module: Module) -> bool:
+    """Whether a weight of the base has a module's shape; a stack of experts may have its inputs first."""
+    return module.shape == shape or (
+        module.stacked_experts > 0 and len(shape) > 1 and module.shape == (*shape[:-2], shape[-1], shape[-2])
+    )

@@ -111,8 +111,20 @@ class Module:
             outputs = self.parts["scales"].shape[-1]
             return outputs, self.weight.elements * 32 // self.encoding.bits // outputs
         if self.is_quantized and self.encoding is not encodings.UNKNOWN and shape:
-            return (*shape[:-1], shape[-1] * BITS[self.weight.dtype] // self.encoding.bits)
+            values = BITS[self.weight.dtype] // self.encoding.bits
+            if self._packed_inputs_first:
+                return (*shape[:-2], shape[-1], shape[-2] * values)
+            return (*shape[:-1], shape[-1] * values)
         return shape
+
+    @cached_property
+    def _packed_inputs_first(self) -> bool:
+        """Whether a stack of experts is stored and packed with the inputs before the outputs, as Llama 4 has it."""
+        if self.weight is None or self.encoding is None or len(self.weight.shape) < 3 or not self.encoding.block:
+            return False
+        scale, shape = self.parts.get(self.encoding.block_scale or ""), self.weight.shape
+        blocks = shape[-2] * BITS[self.weight.dtype] // self.encoding.bits // self.encoding.block
+        return scale is not None and scale.shape == (*shape[:-2], blocks, shape[-1])
 
     @cached_property
     def values(self) -> int:

@@ -271,6 +271,8 @@ class Architecture:
         model.set_input_embeddings(embedding)
         head = model.get_output_embeddings()
         head.weight = empty(_STAND_IN_ROWS, head.weight.shape[1])
+        if head.bias is not None:
+            head.bias = empty(_STAND_IN_ROWS)
         head.out_features = _STAND_IN_ROWS
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):

@@ -52,6 +52,9 @@ def settings(recipe: Recipe, attention: Iterable[str]) -> dict[str, Any]:
     """
     chosen = copy.deepcopy(mtq.NVFP4_EXPERTS_ONLY_CFG if recipe.experts_only else mtq.NVFP4_DEFAULT_CFG)
     entries = chosen["quant_cfg"]
+    # modelopt's preset names the convolutions of some state space layers and means to pack those of all others, which
+    # no export can; it then writes them as they are and does not say so.
+    entries.append({"parent_class": "nn.Conv1d", "quantizer_name": "*", "enable": False})
     if recipe.attention is not None:
         for path in attention:
             entries += _of_attention(recipe.attention, path)
@@ -156,8 +159,14 @@ def quant_config(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:
     model._weight_conversions = get_model_conversion_mapping(model, None, None)  # noqa: SLF001
     mapper = build_reverse_name_mapper(model)
     if mapper is not None:
-        revert_quant_config_names(config.get("quantization", {}), mapper)
+        revert_quant_config_names(config.get("quantization", {}), _to_stored_names(mapper, architecture.source.tensors))
     return config
+
+
+def _to_stored_names(mapper: Callable[[str], str], tensors: Iterable[str]) -> Callable[[str], str]:
+    """Turn a name back only where the files have it: a model with vision and its text model share one mapping."""
+    stored = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == "."}
+    return lambda name: name if name.rstrip(".*") in stored else mapper(name)
 
 
 def _check_patterns(recipe: Recipe, modules: Sequence[str], prefix: str) -> None:

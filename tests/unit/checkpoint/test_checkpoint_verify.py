@@ -510,6 +510,25 @@ def test_what_could_not_be_compared_is_said(make: Make, tmp_path: Path) -> None:
     assert [(one.rule.code, one.detail) for one in result.findings] == [("against-not-compared", "12 of 31")]
 
 
+def test_a_stack_with_its_inputs_first_is_what_was_quantized(make: Make, tmp_path: Path) -> None:
+    """As modelopt writes the experts of Llama 4, packed along the inputs too."""
+    base, model = make("base"), make("modelopt")
+    names, inputs, outputs = [f"model.layers.{one}.feed_forward.experts.gate_up_proj" for one in (1, 2)], 64, 96
+    for name in names:
+        base.tensors[name] = np.ones((2, inputs, outputs), np.float16)
+        model.tensors[name] = np.zeros((2, inputs // 2, outputs), np.uint8)
+        model.tensors[f"{name}_weight_scale"] = np.ones((2, inputs // 16, outputs), ml_dtypes.float8_e4m3fn)
+        model.tensors[f"{name}_weight_scale_2"] = np.ones((), np.float32)
+        model.tensors[f"{name}_input_scale"] = np.full((), 0.5, np.float32)
+    written = base.write(tmp_path / "base")
+    result = verify(model.write(tmp_path / "model"), against=written)
+    assert [(one.rule.code, one.subjects) for one in result.findings] == [("against-not-compared", tuple(names))]
+    assert result.checkpoint.modules[names[0]].shape == (2, outputs, inputs)
+    base.tensors[names[0]] = np.ones((2, inputs, 2 * outputs), np.float16)
+    result = verify(tmp_path / "model", against=base.write(tmp_path / "other"))
+    assert [one.rule.code for one in result.findings] == ["against-missing", "against-not-compared"]
+
+
 def _stacked(model: "Model") -> dict[str, np.ndarray[Any, Any]]:
     _stack_experts(model)
     return model.tensors
