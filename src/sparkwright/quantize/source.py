@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sparkwright.checkpoint.checkpoint import CONFIG, INDEX, read_checkpoint
 from sparkwright.checkpoint.headers import Tensor
-from sparkwright.checkpoint.modules import prediction_module
+from sparkwright.checkpoint.modules import Role, prediction_module
 from sparkwright.errors import ConfigurationError, InputUnreadableError
 from sparkwright.files import sha256_bytes
 
@@ -121,7 +121,7 @@ def read_source(root: Path) -> Source:
 
     Raises:
         InputUnreadableError: there is no such folder, or its files are damaged.
-        ConfigurationError: it is quantized already, or not a decoder-only language model.
+        ConfigurationError: it is quantized already, sees or hears, or is not a decoder-only language model.
     """
     if not root.is_dir():
         hub = len(root.parts) == 2 and not root.is_absolute()
@@ -144,6 +144,12 @@ def read_source(root: Path) -> Source:
             f"{root} is quantized already",
             cause="its settings have a quantization_config",
             remedy="name the folder of the unquantized model",
+        )
+    if seeing := [module.name for module in checkpoint.modules.values() if module.role is Role.VISION]:
+        raise ConfigurationError(
+            f"{root} is a model with vision or sound: {seeing[0]} and {len(seeing) - 1} more modules",
+            cause="only language models are taken apart by layer here",
+            remedy="look for a text-only version of it, or for one that its maker or modelopt's own flow quantized",
         )
     missing = [name for name in ("num_hidden_layers", "hidden_size") if not isinstance(checkpoint.text.get(name), int)]
     if missing:

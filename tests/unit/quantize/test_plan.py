@@ -118,6 +118,13 @@ def test_a_quantized_or_cut_model_is_refused(model: Path) -> None:
         read_source(model)
 
 
+def test_a_model_with_vision_is_refused(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    save_file(weights | {"model.visual.blocks.0.mlp.up_proj.weight": np.zeros((8, 8))}, model / "model.safetensors")
+    with pytest.raises(ConfigurationError, match=r"with vision or sound: model\.visual\.blocks\.0\.mlp\.up_proj"):
+        read_source(model)
+
+
 def test_layers_are_dealt_in_turn_evenly_or_as_wanted() -> None:
     assert deal_layers(5, 2, ()) == [0, 1, 0, 1, 0]
     assert deal_layers(4, 2, (1, 3)) == [1, 0, 1, 1]
