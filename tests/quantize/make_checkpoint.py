@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch  # type: ignore[import-not-found]
-from transformers import AutoModelForCausalLM, AutoTokenizer  # type: ignore[import-not-found]
+from transformers import (  # type: ignore[import-not-found]
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
 _TEXT = (
     "A wright is one who builds. A spark is small and bright, and gone before it is understood. "
@@ -37,7 +42,9 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     batches = _batches(tokenizer, options.data, options.samples, options.length)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).eval()
+    sees = hasattr(AutoConfig.from_pretrained(options.model), "vision_config")
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = kind.from_pretrained(options.model, dtype=torch.bfloat16).eval()
     if options.tool == "modelopt":
         config = _modelopt_config(options.exclude, hybrid=options.hybrid, kv_cache=options.kv_cache is not None)
         _modelopt(model, config, [] if options.uncalibrated else batches, options.output)

@@ -10,7 +10,12 @@ import torch  # type: ignore[import-not-found]
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-not-found]
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast  # type: ignore[import-not-found]
+from transformers import (  # type: ignore[import-not-found]
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+)
 
 _TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
 _TEXT = ["The capital of France is Paris.", "A wright is one who builds; a spark is small and bright."] * 50
@@ -39,6 +44,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     # The text model alone of one with vision, whose names it does not have.
     "qwen3_5_text": _RECURRENT,
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    # Each layer gets an embedding of its own.
+    "gemma4_text": {
+        "vocab_size_per_layer_input": 512,
+        "hidden_size_per_layer_input": 32,
+        "num_kv_shared_layers": 0,
+        "global_head_dim": 32,
+    },
     # A head with a bias.
     "phi": {},
     # Attention and a state space side by side, the latter with a convolution.
@@ -49,7 +62,28 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 16,
         "mamba_chunk_size": 32,
     },
+    "qwen3_5_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 256,
+        **_RECURRENT,
+    },
+    # Its names in memory are others than in its files.
+    "mistral3": {"model_type": "mistral"},
 }
+
+VISION: dict[str, dict[str, Any]] = {
+    "qwen3_5_moe": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 256},
+    "mistral3": {
+        "model_type": "pixtral",
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+    },
+}
+"""What sees beside the language model, by the architecture of both."""
 
 
 def main() -> None:
@@ -78,8 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     _save_tokenizer(options.folder)
     torch.manual_seed(options.seed)
-    config = AutoConfig.for_model(
-        options.architecture,
+    text: dict[str, Any] = dict(
         vocab_size=512,
         hidden_size=options.hidden,
         intermediate_size=options.wide,
@@ -93,10 +126,15 @@ def main() -> None:
         eos_token_id=1,
         pad_token_id=None,
         tie_word_embeddings=options.tied,
-        dtype="bfloat16",
         **ARCHITECTURES[options.architecture] | ({"num_experts": options.experts} if options.experts else {}),
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if options.architecture in VISION:
+        parts = {"text_config": text, "vision_config": VISION[options.architecture]}
+        config = AutoConfig.for_model(options.architecture, dtype="bfloat16", **parts)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    else:
+        config = AutoConfig.for_model(options.architecture, dtype="bfloat16", **text)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("v_proj.weight", "up_proj.weight")):
@@ -104,7 +142,7 @@ def main() -> None:
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.mul_(options.skew)
     model.save_pretrained(options.folder, max_shard_size=options.files)
-    if "num_experts" in ARCHITECTURES[options.architecture]:
+    if hasattr(config, "num_experts"):
         _change(options.folder / "config.json", num_experts=config.num_experts)
     if options.copies:
         _copy_layer(options.folder, options.layers)

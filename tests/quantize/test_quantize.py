@@ -15,6 +15,7 @@ from tests.patches.upstream_code import modelopt_config
 from tests.quantize.conftest import LENGTH, SAMPLES, Quantize, command, contents, settings, tensors
 from tests.serve.conftest import free_port, until
 
+from sparkwright.checkpoint.modules import is_vision
 from sparkwright.checkpoint.verify import verify
 from sparkwright.errors import ConfigurationError, OutputError, UnavailableError
 
@@ -144,6 +145,43 @@ def test_multi_token_prediction_is_kept_as_it_is(
     assert read.is_layer_excluded(projection)
     assert read.is_layer_excluded(f"{layer}.self_attn.qkv_proj")
     assert not read.is_layer_excluded("model.layers.3.self_attn.qkv_proj")
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_5_moe", "mistral3"])
+def test_what_sees_is_kept_as_it_is(made: Made, architecture: str) -> None:
+    source, found = made.models(architecture), made.by_layer(architecture)
+    original, quantized = tensors(source), tensors(found)
+    assert quantized == tensors(made.at_once(architecture))
+    sees = {name for name in original if is_vision(name)}
+    assert len(sees) > 20
+    assert {name: quantized[name] for name in sees} == {name: original[name] for name in sees}
+    expected, config = (settings(one, "config.json") for one in (made.at_once(architecture), found))
+    theirs, ours = expected.pop("quantization_config"), config.pop("quantization_config")
+    assert config == expected
+    # modelopt's own flow names the head as it is called in memory.
+    last = [[name.rpartition(".")[2] for name in one["ignore"]] for one in (theirs, ours)]  # type: ignore[index]
+    assert last[0] == last[1]
+    result = verify(found, against=source, sample=0)
+    assert (result.findings, result.not_compared) == ((), ())
+
+
+def test_names_that_vllm_would_not_know_stop_the_run(
+    models: "Models", quantizing: "Warm", data: Path, tmp_path: Path
+) -> None:
+    """Granite's files stack its experts, modelopt's own export gives each a name that is nowhere in them."""
+    job = quantizing.start("sparkwright", *command(models("granitemoe"), tmp_path / "made", data))
+    assert job.wait() == ConfigurationError.exit_code, job.output
+    assert "model.layers.0.block_sparse_moe.experts.0.gate_proj.weight has another name" in " ".join(job.output.split())
+    assert "Traceback" not in job.output
+
+
+def test_layers_that_get_more_than_hidden_states_are_refused(
+    models: "Models", quantizing: "Warm", data: Path, tmp_path: Path
+) -> None:
+    job = quantizing.start("sparkwright", *command(models("gemma4_text"), tmp_path / "made", data))
+    assert job.wait() == ConfigurationError.exit_code, job.output
+    assert "cannot be taken apart by layer" in job.output
+    assert "Traceback" not in job.output
 
 
 def test_nothing_in_the_result_runs_when_it_is_read(made: Made) -> None:

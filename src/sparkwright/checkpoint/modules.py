@@ -65,6 +65,11 @@ def layer_index(name: str) -> int | None:
     return int(found[1]) if found and len(found[1]) <= _MOST_DIGITS else None
 
 
+def is_vision(name: str) -> bool:
+    """Whether a name is of what sees or hears beside the language model."""
+    return _VISION.search(f"{name}.") is not None
+
+
 def prediction_module(name: str, numbered: range) -> str | None:
     """The module for multi-token prediction that a tensor lies in; None for tensors of plain decoding.
 
@@ -72,7 +77,7 @@ def prediction_module(name: str, numbered: range) -> str | None:
     """
     if found := _PREDICTION.match(name):
         return found[0]
-    layer = None if _VISION.search(name) else _LAYER.search(name)
+    layer = None if is_vision(name) else _LAYER.search(name)
     return name[: layer.end() - 1] if layer and int(layer[1]) in numbered else None
 
 
@@ -257,7 +262,7 @@ def _named_role(name: str) -> Role:
     last = words[-1]
     if _PREDICTION.match(name):
         return Role.MTP
-    if _VISION.search(name + "."):
+    if is_vision(name):
         return Role.VISION
     if last in _HEADS or name == "output":
         return Role.HEAD

@@ -21,14 +21,17 @@ import transformers  # type: ignore[import-not-found]
 from accelerate import init_empty_weights  # type: ignore[import-not-found]
 from huggingface_hub.errors import StrictDataclassError  # type: ignore[import-not-found]
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.conversion_mapping import get_model_conversion_mapping  # type: ignore[import-not-found]
 from transformers.core_model_loading import (  # type: ignore[import-not-found]
+    WeightConverter,
     convert_and_load_state_dict_in_model,
+    rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig  # type: ignore[import-not-found]
 
 from sparkwright.checkpoint.headers import Tensor
+from sparkwright.checkpoint.modules import is_vision
 from sparkwright.errors import ConfigurationError, InputUnreadableError, UnavailableError, UsageError
 from sparkwright.quantize.source import Source
 
@@ -88,7 +91,9 @@ class Architecture:
         self.dtype = getattr(torch, source.dtype)
         with _explain_failure(source.root), init_empty_weights(include_buffers=False):
             self.config = AutoConfig.from_pretrained(source.root)
-            self._shell = AutoModelForCausalLM.from_config(self.config, dtype=self.dtype).eval()
+            kind = AutoModelForImageTextToText if source.has_vision else AutoModelForCausalLM
+            self._shell = kind.from_config(self.config, dtype=self.dtype).eval()
+        self._named = _names_in_memory(self._shell, source.tensors)
         self.prefix, layers = self._find_layers()
         self._layers = list(layers)
         self._calls: dict[int, list[Call]] = {}
@@ -96,7 +101,7 @@ class Architecture:
         self._parent = parent
         setattr(self._shell.get_submodule(parent), self._attribute, torch.nn.ModuleList())
         _move_buffers(self._shell, device)
-        self.tensors = source.of_layers(self.prefix)
+        self.tensors = self._tensors_of_layers()
         if absent := [number for number in range(len(self._layers)) if number not in self.tensors]:
             raise InputUnreadableError(
                 f"{source.root} has no tensors for layer {absent[0]}",
@@ -110,6 +115,7 @@ class Architecture:
             for name, module in self._shell.named_modules()
             if isinstance(module, torch.nn.ModuleList)
             and len(module) == wanted
+            and not is_vision(name)
             and any(True for _ in module.parameters())
         ]
         if not found:
@@ -118,6 +124,16 @@ class Architecture:
                 cause="the architecture is none that can be taken apart by layer",
             )
         return min(found, key=lambda one: one[0].count("."))
+
+    def _tensors_of_layers(self) -> dict[int, dict[str, Tensor]]:
+        """The tensors of each layer, by their names in the files."""
+        found: dict[int, dict[str, Tensor]] = {}
+        start = f"{self.prefix}."
+        for stored, name in self._named.items():
+            number, _, rest = name.removeprefix(start).partition(".")
+            if name.startswith(start) and rest and number.isdecimal():
+                found.setdefault(int(number), {})[stored] = self.source.tensors[stored]
+        return found
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -144,23 +160,26 @@ class Architecture:
         Raises:
             InputUnreadableError: one of them is missing.
         """
-        tied = set(getattr(self._shell, "all_tied_weights_keys", None) or ())
-        wanted = {name for name in self._shell.state_dict() if name not in tied}
-        if missing := sorted(wanted - set(self.source.tensors)):
+        wanted = self._shell.state_dict().keys() - self._tied
+        if missing := sorted(wanted - set(self._named.values())):
             raise InputUnreadableError(
                 f"{self.source.root} has no tensor {missing[0]}",
                 cause=f"{self.class_name} needs it; {len(missing)} are missing",
             )
-        return {name: self.source.tensors[name] for name in sorted(wanted)}
+        return {stored: self.source.tensors[stored] for stored in sorted(self._named) if self._named[stored] in wanted}
+
+    @property
+    def _tied(self) -> set[str]:
+        return set(getattr(self._shell, "all_tied_weights_keys", None) or ())
 
     def types_of(self, names: Iterable[str]) -> dict[str, Any]:
         """The type in which the model holds tensors around the layers."""
         state = self._shell.state_dict()
-        return {name: state[name].dtype for name in names}
+        return {stored: state[self._named[stored]].dtype for stored in names}
 
     def _not_loaded(self) -> set[str]:
-        tied = set(getattr(self._shell, "all_tied_weights_keys", None) or ())
         mine = {name for number in range(len(self)) for name in self.tensors[number]}
+        tied = {stored for stored, name in self._named.items() if name in self._tied}
         return set(self.source.tensors) - mine - set(self.rest()) - tied
 
     @cached_property
@@ -200,8 +219,17 @@ class Architecture:
 
         def record(embedded: Any) -> list[tuple[Any, Call]]:  # noqa: ANN401
             seen.clear()
-            with torch.no_grad(), suppress(_Reached):
-                model.get_submodule(self._parent)(inputs_embeds=embedded, use_cache=False)
+            try:
+                with torch.no_grad(), suppress(_Reached):
+                    model.get_submodule(self._parent)(inputs_embeds=embedded, use_cache=False)
+            except RuntimeError as error:
+                if "meta" not in str(error):
+                    raise
+                raise ConfigurationError(
+                    f"{self.class_name} cannot be taken apart by layer: {error}",
+                    cause="its layers get more than hidden states, made of weights around them",
+                    remedy="quantize it with modelopt's own flow, or look for a published NVFP4 checkpoint",
+                ) from error
             return list(seen)
 
         return record
@@ -219,7 +247,7 @@ class Architecture:
         name = next(
             path for path, module in self._shell.named_modules() if module is self._shell.get_input_embeddings()
         )
-        tensor = self.source.tensors[f"{name}.weight"]
+        tensor = next(self.source.tensors[stored] for stored, at in self._named.items() if at == f"{name}.weight")
         record = self._recorder(1)
         with safe_open(tensor.path, framework="pt") as stream, torch.no_grad():
             weight = stream.get_tensor(tensor.name).to(self.dtype)
@@ -231,6 +259,7 @@ class Architecture:
     def load(self, number: int) -> Any:  # noqa: ANN401
         """The model around one layer, which has its weights."""
         model = self._assemble([number])
+        _blind(model)
         self._fill(model, number)
         self._stand_in(model)
         return model
@@ -278,6 +307,23 @@ class Architecture:
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.is_meta:
                     setattr(module, name, empty(*parameter.shape))
+
+
+def _names_in_memory(model: Any, stored: Iterable[str]) -> dict[str, str]:  # noqa: ANN401
+    """Under which name the model has each tensor of the files; several may become one."""
+    mapping = get_model_conversion_mapping(model, None, None)
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    renamings = [one for one in mapping if not isinstance(one, WeightConverter)]
+    state = model.state_dict()
+    return {name: rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0] for name in stored}
+
+
+def _blind(model: Any) -> None:  # noqa: ANN401
+    """Take away what sees or hears: text does not pass it, and it would take memory."""
+    for name, _ in list(model.named_modules()):
+        parent, _, last = name.rpartition(".")
+        if is_vision(name) and not is_vision(parent):
+            setattr(model.get_submodule(parent), last, torch.nn.Identity())
 
 
 def _move_buffers(model: Any, device: str) -> None:  # noqa: ANN401

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import psutil
 
+from sparkwright.checkpoint.modules import is_vision
 from sparkwright.errors import ConfigurationError, OutputError, UsageError
 from sparkwright.quantize.options import Attention, Options, Recipe
 from sparkwright.quantize.source import Source
@@ -109,7 +110,7 @@ def make_plan(source: Source, options: Options) -> Plan:
     layers: dict[str, int] = {}
     output = linear = weights = 0
     for name, tensor in source.tensors.items():
-        if source.prediction_module(name):
+        if source.prediction_module(name) or is_vision(name):
             output += tensor.nbytes
             continue
         packed = _packed_bytes(name, len(tensor.shape), recipe)

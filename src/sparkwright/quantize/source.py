@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sparkwright.checkpoint.checkpoint import CONFIG, INDEX, read_checkpoint
 from sparkwright.checkpoint.headers import Tensor
-from sparkwright.checkpoint.modules import Role, prediction_module
+from sparkwright.checkpoint.modules import is_vision, prediction_module
 from sparkwright.errors import ConfigurationError, InputUnreadableError
 from sparkwright.files import sha256_bytes
 
@@ -99,21 +99,10 @@ class Source:
         more = self.text.get("num_nextn_predict_layers")
         return prediction_module(name, range(self.layers, self.layers + (more if isinstance(more, int) else 0)))
 
-    def of_layers(self, prefix: str) -> dict[int, dict[str, Tensor]]:
-        """The tensors under `prefix`, the path of the list of layers, by the layer's number."""
-        found: dict[int, dict[str, Tensor]] = {}
-        start = f"{prefix}."
-        for name, tensor in self.tensors.items():
-            if name.startswith(start):
-                number, _, rest = name.removeprefix(start).partition(".")
-                if rest and number.isdecimal():
-                    found.setdefault(int(number), {})[name] = tensor
-        return found
-
-    def layer_bytes(self, prefix: str) -> list[int]:
-        """Bytes of each decoder layer as stored."""
-        layers = self.of_layers(prefix)
-        return [sum(tensor.nbytes for tensor in layers.get(number, {}).values()) for number in range(self.layers)]
+    @cached_property
+    def has_vision(self) -> bool:
+        """Whether there are tensors of what sees or hears beside the language model."""
+        return any(map(is_vision, self.tensors))
 
 
 def read_source(root: Path) -> Source:
@@ -121,7 +110,7 @@ def read_source(root: Path) -> Source:
 
     Raises:
         InputUnreadableError: there is no such folder, or its files are damaged.
-        ConfigurationError: it is quantized already, sees or hears, or is not a decoder-only language model.
+        ConfigurationError: it is quantized already, or not a decoder-only language model.
     """
     if not root.is_dir():
         hub = len(root.parts) == 2 and not root.is_absolute()
@@ -144,12 +133,6 @@ def read_source(root: Path) -> Source:
             f"{root} is quantized already",
             cause="its settings have a quantization_config",
             remedy="name the folder of the unquantized model",
-        )
-    if seeing := [module.name for module in checkpoint.modules.values() if module.role is Role.VISION]:
-        raise ConfigurationError(
-            f"{root} is a model with vision or sound: {seeing[0]} and {len(seeing) - 1} more modules",
-            cause="only language models are taken apart by layer here",
-            remedy="look for a text-only version of it, or for one that its maker or modelopt's own flow quantized",
         )
     missing = [name for name in ("num_hidden_layers", "hidden_size") if not isinstance(checkpoint.text.get(name), int)]
     if missing:

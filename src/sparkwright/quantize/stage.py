@@ -18,6 +18,7 @@ from typing import Any, Final
 import modelopt.torch.quantization as mtq  # type: ignore[import-not-found]
 import torch  # type: ignore[import-not-found]
 from modelopt.torch.export.quant_aware_conversion import (  # type: ignore[import-not-found]
+    QuantConversionUnsupportedError,
     build_reverse_name_mapper,
     revert_quant_config_names,
     revert_weight_conversion_quant_aware,
@@ -36,7 +37,7 @@ from transformers.utils import logging  # type: ignore[import-not-found]
 
 from sparkwright.errors import ConfigurationError, UsageError
 from sparkwright.quantize.architecture import Architecture
-from sparkwright.quantize.gates import check_calibrated, check_scales
+from sparkwright.quantize.gates import check_calibrated, check_names, check_scales
 from sparkwright.quantize.options import Attention, KvCache, Recipe
 
 # modelopt looks whether a pattern took effect on the model that it is given: here that is one layer, and a dense layer
@@ -125,10 +126,11 @@ class Stage:
         check_calibrated(seen, [name for name, _ in self._quantizers()])
         with torch.inference_mode():
             state, _ = _export_transformers_checkpoint(self._model, self._architecture.dtype)
-            state = revert_weight_conversion_quant_aware(self._model, state)
-        start = f"{self._name}."
-        tensors = {name: one.detach().to("cpu").contiguous() for name, one in state.items() if name.startswith(start)}
+            mine = {name: one for name, one in state.items() if name.startswith(f"{self._name}.")}
+            state = _under_stored_names(self._model, mine)
+        tensors = {name: one.detach().to("cpu").contiguous() for name, one in state.items()}
         check_scales(tensors)
+        check_names(tensors, self._architecture.tensors[self.number])
         return tensors
 
 
@@ -157,10 +159,25 @@ def quant_config(architecture: Architecture, recipe: Recipe) -> dict[str, Any]:
     _add_mtp_exclusions(model, config)
     # transformers notes this when it loads a whole model; modelopt turns names back by it.
     model._weight_conversions = get_model_conversion_mapping(model, None, None)  # noqa: SLF001
-    mapper = build_reverse_name_mapper(model)
+    try:
+        mapper = build_reverse_name_mapper(model)
+    except QuantConversionUnsupportedError:
+        mapper = None  # as for the tensors, see _under_stored_names
     if mapper is not None:
         revert_quant_config_names(config.get("quantization", {}), _to_stored_names(mapper, architecture.source.tensors))
     return config
+
+
+def _under_stored_names(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Turn names in memory back into those of the files.
+
+    As in modelopt's export they stay where modelopt knows no way back; `check_names` says whether they may.
+    """
+    try:
+        stored: dict[str, Any] = revert_weight_conversion_quant_aware(model, tensors)
+    except QuantConversionUnsupportedError:
+        return tensors
+    return stored
 
 
 def _to_stored_names(mapper: Callable[[str], str], tensors: Iterable[str]) -> Callable[[str], str]:
