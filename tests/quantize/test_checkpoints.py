@@ -102,7 +102,6 @@ def test_a_calibration_that_never_ran_is_found(quantizing: "Warm", models: "Mode
     assert [one.rule.code for one in verify(tmp_path / "ones").findings] == ["input-scale-ones"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
 def test_nothing_is_found_in_a_checkpoint_of_an_older_modelopt(
     old_modelopt: Make, modelopt_043: "Warm", models: "Models", tmp_path: Path, architecture: str
@@ -112,7 +111,6 @@ def test_nothing_is_found_in_a_checkpoint_of_an_older_modelopt(
     _is_read_like(modelopt_043, root, tmp_path, signs_of_zeros=False)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
 def test_nothing_is_found_in_a_checkpoint_of_llm_compressor(
     packed: Make, llm_compressor: "Warm", models: "Models", tmp_path: Path, architecture: str
@@ -122,7 +120,6 @@ def test_nothing_is_found_in_a_checkpoint_of_llm_compressor(
     _is_read_like(llm_compressor, root, tmp_path, signs_of_zeros=True)
 
 
-@pytest.mark.long
 def test_llm_compressor_without_activations_is_weights_only(
     llm_compressor: "Warm", models: "Models", tmp_path: Path
 ) -> None:
@@ -131,7 +128,6 @@ def test_llm_compressor_without_activations_is_weights_only(
     _is_sound(root, models("llama"), f"{PACKED}, weights only (W4A16)")
 
 
-@pytest.mark.long
 def test_the_gate_that_llm_compressor_quantizes_is_found(packed: Make) -> None:
     """Its usual exclusion, `re:.*mlp.gate$`, does not hold for the gate of a shared expert."""
     assert [one.rule.code for one in verify(packed("qwen2_moe")).findings] == ["gate-quantized"]
