@@ -19,7 +19,7 @@ from measuring import store
 
 from sparkwright.paths import CHECKOUT
 
-LAYERS, SAMPLES, LENGTH = 8, 32, 96
+LAYERS, SAMPLES = 12, 16
 PORT = 6479
 ADDRESS = f"127.0.0.1:{PORT}"
 
@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", help="of an environment of requirements/quantize.txt, torch and this checkout")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--length", type=int, default=480, help="tokens of a sample; each crosses at a cost of its own")
     options = parser.parse_args()
     python = options.python
     cases: dict[str, list[int]] = {"without_ray": [], "one": [0], "two": [0, 1]}
@@ -71,7 +72,7 @@ def main() -> None:
         shape = ["--hidden", "768", "--wide", "3072", "--layers", str(LAYERS), "--copies"]
         environment = os.environ | {"HOME": name, "OMP_NUM_THREADS": "1"}
         subprocess.run([python, CHECKOUT / "tests/quantize/make_model.py", model, *shape], check=True)
-        counts = ["--samples", str(SAMPLES), "--length", str(LENGTH)]
+        counts = ["--samples", str(SAMPLES), "--length", str(options.length)]
         for number in range(options.rounds):
             for case, cores in cases.items():
                 output = scratch / f"{case}-{number}"
@@ -89,10 +90,10 @@ def main() -> None:
                 seconds[case].append(round(report["seconds"]["quantizing"], 2))
     middle = {case: statistics.median(all_) for case, all_ in seconds.items()}
     store(
-        "quantize-nodes",
+        f"quantize-nodes-{options.length}-tokens",
         {
             "units": "wall seconds of all layers",
-            "model": f"random Llama, {LAYERS} layers of 18 MB; {SAMPLES} samples of {LENGTH} tokens",
+            "model": f"random Llama, {LAYERS} layers of 18 MB; {SAMPLES} samples of {options.length} tokens",
             "runs": seconds,
             "speedup_of_two_actors": round(middle["one"] / middle["two"], 2),
             "speedup_against_one_process": round(middle["without_ray"] / middle["two"], 2),

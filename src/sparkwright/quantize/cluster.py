@@ -141,6 +141,8 @@ class _Pipeline:
         output = self._options.output.absolute()
         # The same after a restart, so that what an interrupted run left there goes.
         name = f"sparkwright-quantize-{hashlib.sha256(os.fsencode(output)).hexdigest()[:16]}"
+        # Two nodes of one machine have one folder for temporary files.
+        before = [place.address for place in self._places[:number]].count(node.address)
         return kind.options(
             num_cpus=self._options.threads,
             num_gpus=int(self._device != "cpu"),
@@ -148,7 +150,7 @@ class _Pipeline:
         ).remote(
             replace(self._options, device=self._device),
             len(self._samples.tokens),
-            f"{name}/{self._places[:number].count(node)}",
+            f"{name}/{before}",
             self._source.copies_digest,
             output if self._nodes.shared_folder else None,
         )
