@@ -56,5 +56,5 @@ def check_names(made: Iterable[str], stored: Iterable[str]) -> None:
             raise ConfigurationError(
                 f"{name} has another name in the files of the model",
                 cause="transformers holds the model under names of its own, and modelopt knows no way back",
-                remedy="quantize it with modelopt's own flow, or look for a published NVFP4 checkpoint",
+                remedy="look for a published NVFP4 checkpoint; modelopt's own export has the same name",
             )
