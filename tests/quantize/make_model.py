@@ -73,12 +73,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 VISION: dict[str, dict[str, Any]] = {
-    "qwen3_5_moe": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 256},
+    "qwen3_5_moe": {"depth": 2, "num_heads": 4, "out_hidden_size": 256},
     "mistral3": {
         "model_type": "pixtral",
         "num_hidden_layers": 2,
-        "hidden_size": 64,
-        "intermediate_size": 128,
         "num_attention_heads": 4,
         "head_dim": 16,
     },
@@ -94,6 +92,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--wide", type=int, default=512, help="the width of the MLP")
+    parser.add_argument("--sees", type=int, default=64, help="the width of what sees")
     parser.add_argument("--experts", type=int, help="how many a mixture has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", default="50GB", help="the largest size of one file, as 1MB")
@@ -129,7 +128,8 @@ def main() -> None:
         **ARCHITECTURES[options.architecture] | ({"num_experts": options.experts} if options.experts else {}),
     )
     if options.architecture in VISION:
-        parts = {"text_config": text, "vision_config": VISION[options.architecture]}
+        wide = {"hidden_size": options.sees, "intermediate_size": 2 * options.sees}
+        parts = {"text_config": text, "vision_config": VISION[options.architecture] | wide}
         config = AutoConfig.for_model(options.architecture, dtype="bfloat16", **parts)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     else:

@@ -11,6 +11,7 @@ import pytest
 from tests.quantize.conftest import Quantize, command
 
 from sparkwright.checkpoint.checkpoint import read_checkpoint
+from sparkwright.checkpoint.modules import is_vision
 from sparkwright.checkpoint.verify import verify
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ def test_the_peak_does_not_grow_with_depth(models: "Models", quantize: Quantize,
     for layers in ("10", "40"):
         quantize(models("llama", *SMALL, layers), tmp_path / layers)
     assert _peak(tmp_path / "40") < 1.1 * _peak(tmp_path / "10")
+
+
+def test_what_sees_takes_no_memory(models: "Models", quantize: Quantize, tmp_path: Path) -> None:
+    for width in ("64", "3072"):
+        quantize(models("qwen3_5_moe", "--sees", width), tmp_path / width)
+    large = sum(one.nbytes for one in read_checkpoint(tmp_path / "3072").tensors.values() if is_vision(one.name))
+    assert large > 300_000_000
+    assert _peak(tmp_path / "3072") < _peak(tmp_path / "64") + large // 4
 
 
 @pytest.mark.long
