@@ -44,6 +44,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     # The text model alone of one with vision, whose names it does not have.
     "qwen3_5_text": _RECURRENT,
+    # Its files stack the experts under names of their own.
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     # Each layer gets an embedding of its own.
     "gemma4_text": {

@@ -102,12 +102,16 @@ def test_the_result_is_sound(made: Made, architecture: str) -> None:
     assert len(result.differences) >= 29
 
 
-@pytest.mark.parametrize("architecture", ["falcon_h1", "phi", "qwen3_5_text"])
-def test_what_modelopt_does_not_quantize_is_ignored(made: Made, architecture: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "found_in"),
+    [("falcon_h1", []), ("granitemoe", ["against-not-compared"]), ("phi", []), ("qwen3_5_text", [])],
+)
+def test_what_modelopt_does_not_quantize_is_ignored(made: Made, architecture: str, found_in: list[str]) -> None:
     """modelopt's own flow has the same tensors; its settings name what is in 16 bits wrongly, or not at all."""
     found = made.by_layer(architecture)
     assert tensors(found) == tensors(made.at_once(architecture))
-    assert verify(found, against=made.models(architecture), sample=0).findings == ()
+    result = verify(found, against=made.models(architecture), sample=0)
+    assert [one.rule.code for one in result.findings] == found_in
     ignored = settings(found, "config.json")["quantization_config"]["ignore"]  # type: ignore[index]
     convolutions = {name.removesuffix(".weight") for name in tensors(found) if name.endswith("conv1d.weight")}
     assert convolutions <= set(ignored)
@@ -163,16 +167,6 @@ def test_what_sees_is_kept_as_it_is(made: Made, architecture: str) -> None:
     assert last[0] == last[1]
     result = verify(found, against=source, sample=0)
     assert (result.findings, result.not_compared) == ((), ())
-
-
-def test_names_that_vllm_would_not_know_stop_the_run(
-    models: "Models", quantizing: "Warm", data: Path, tmp_path: Path
-) -> None:
-    """Granite's files stack its experts, modelopt's own export gives each a name that is nowhere in them."""
-    job = quantizing.start("sparkwright", *command(models("granitemoe"), tmp_path / "made", data))
-    assert job.wait() == ConfigurationError.exit_code, job.output
-    assert "model.layers.0.block_sparse_moe.experts.0.gate_proj.weight has another name" in " ".join(job.output.split())
-    assert "Traceback" not in job.output
 
 
 def test_layers_that_get_more_than_hidden_states_are_refused(

@@ -41,20 +41,3 @@ def check_scales(tensors: Mapping[str, Any]) -> None:
                 raise ConfigurationError(f"{name} is not finite and positive", remedy="give other calibration data")
         if part == "weight_scale" and f"{module}.input_scale" not in tensors:
             raise ConfigurationError(f"{module} has no input_scale")
-
-
-def check_names(made: Iterable[str], stored: Iterable[str]) -> None:
-    """Refuse a layer whose exported names are not those of the files: vLLM knows only these.
-
-    Raises:
-        ConfigurationError: a module is not in the files, nor what it is an expert's part of.
-    """
-    known = {name[:end] for name in stored for end, letter in enumerate(name) if letter == "."}
-    for name in made:
-        module = name.rpartition(".")[0]
-        if module not in known and module.rsplit(".", 2)[0] not in known:
-            raise ConfigurationError(
-                f"{name} has another name in the files of the model",
-                cause="transformers holds the model under names of its own, and modelopt knows no way back",
-                remedy="look for a published NVFP4 checkpoint; modelopt's own export has the same name",
-            )

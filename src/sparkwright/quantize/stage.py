@@ -37,8 +37,9 @@ from transformers.utils import logging  # type: ignore[import-not-found]
 
 from sparkwright.errors import ConfigurationError, UsageError
 from sparkwright.quantize.architecture import Architecture
-from sparkwright.quantize.gates import check_calibrated, check_names, check_scales
+from sparkwright.quantize.gates import check_calibrated, check_scales
 from sparkwright.quantize.options import Attention, KvCache, Recipe
+from sparkwright.quantize.source import check_names
 
 # modelopt looks whether a pattern took effect on the model that it is given: here that is one layer, and a dense layer
 # of a mixture of experts rightly has none under --experts-only. `quant_config` asks that question of the whole model.
