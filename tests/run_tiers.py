@@ -60,7 +60,7 @@ def main() -> int:
     parser.set_defaults(tier="full")
     arguments, pytest_arguments = parser.parse_known_args()
     checks = lint()
-    checks["tests"] = ["pytest", "-m", TIERS[arguments.tier], "--durations=40", *pytest_arguments]
+    checks["tests"] = ["pytest", "-m", TIERS[arguments.tier], "--durations=10", *pytest_arguments]
     results: list[tuple[str, bool, float]] = []
     for name, command in checks.items():
         start = time.monotonic()

@@ -26,6 +26,8 @@ _RECURRENT = {
     **{f"linear_num_{one}_heads": heads for one, heads in (("key", 2), ("value", 4))},
     **{f"linear_{one}_head_dim": 32 for one in ("key", "value")},
 }
+_MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 256}
+_RECURRENT_MIXTURE = {**_MIXTURE, **_RECURRENT}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -34,14 +36,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     # The first layer is dense, as in some mixtures of experts: not all layers are alike.
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0]},
     # With a shared expert and its gate.
-    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 256},
+    "qwen2_moe": _MIXTURE,
     # Three layers with a recurrent state, then one with attention.
-    "qwen3_next": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "shared_expert_intermediate_size": 256,
-        **_RECURRENT,
-    },
+    "qwen3_next": _RECURRENT_MIXTURE,
     # The text model alone of one with vision, whose names it does not have.
     "qwen3_5_text": _RECURRENT,
     # Its files stack the experts under names of their own.
@@ -63,12 +60,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 16,
         "mamba_chunk_size": 32,
     },
-    "qwen3_5_moe": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "shared_expert_intermediate_size": 256,
-        **_RECURRENT,
-    },
+    "qwen3_5_moe": _RECURRENT_MIXTURE,
     # Its names in memory are others than in its files.
     "mistral3": {"model_type": "mistral"},
 }

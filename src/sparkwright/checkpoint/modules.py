@@ -77,8 +77,10 @@ def prediction_module(name: str, numbered: range) -> str | None:
     """
     if found := _PREDICTION.match(name):
         return found[0]
-    layer = None if is_vision(name) else _LAYER.search(name)
-    return name[: layer.end() - 1] if layer and int(layer[1]) in numbered else None
+    if is_vision(name) or layer_index(name) not in numbered:
+        return None
+    layer = _LAYER.search(name)
+    return name[: layer.end() - 1] if layer else None
 
 
 @dataclass(frozen=True)

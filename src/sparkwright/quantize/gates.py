@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
-
 from sparkwright.errors import ConfigurationError
+from sparkwright.quantize.source import modules_of
 
 
 def check_calibrated(amax: Mapping[str, Any], quantizers: Iterable[str]) -> None:
@@ -17,7 +16,7 @@ def check_calibrated(amax: Mapping[str, Any], quantizers: Iterable[str]) -> None
     wrong = [
         name
         for name in quantizers
-        if name not in amax or not bool(torch.isfinite(amax[name]).all()) or not bool((amax[name] > 0).all())
+        if name not in amax or not bool(amax[name].isfinite().all()) or not bool((amax[name] > 0).all())
     ]
     if wrong:
         raise ConfigurationError(
@@ -37,7 +36,25 @@ def check_scales(tensors: Mapping[str, Any]) -> None:
         module, _, part = name.rpartition(".")
         if part in ("input_scale", "weight_scale_2") or (part == "weight_scale" and tensor.numel() == 1):
             value = tensor.float()
-            if not bool(torch.isfinite(value).all()) or not bool((value > 0).all()):
+            if not bool(value.isfinite().all()) or not bool((value > 0).all()):
                 raise ConfigurationError(f"{name} is not finite and positive", remedy="give other calibration data")
         if part == "weight_scale" and f"{module}.input_scale" not in tensors:
             raise ConfigurationError(f"{module} has no input_scale")
+
+
+def check_names(made: Iterable[str], stored: Iterable[str]) -> None:
+    """Refuse a layer whose exported names are not those of the files: vLLM knows only these.
+
+    Raises:
+        ConfigurationError: a module is not in the files, nor the mixture whose expert it is part of.
+    """
+    known = modules_of(stored)
+    for name in made:
+        module = name.rpartition(".")[0]
+        # Files may stack experts under a name of their own; vLLM knows each by its number too.
+        if module not in known and module.partition(".experts.")[0] not in known:
+            raise ConfigurationError(
+                f"{name} has another name in the files of the model",
+                cause="transformers holds the model under names of its own, and modelopt knows no way back",
+                remedy="look for a published NVFP4 checkpoint; modelopt's own export has the same name",
+            )

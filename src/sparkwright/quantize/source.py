@@ -143,19 +143,6 @@ def read_source(root: Path) -> Source:
     return Source(root=root.absolute(), config=checkpoint.config, text=checkpoint.text, tensors=checkpoint.tensors)
 
 
-def check_names(made: Iterable[str], stored: Iterable[str]) -> None:
-    """Refuse a layer whose exported names are not those of the files: vLLM knows only these.
-
-    Raises:
-        ConfigurationError: a module is not in the files, nor the mixture whose expert it is part of.
-    """
-    known = {name[:end] for name in stored for end, letter in enumerate(name) if letter == "."}
-    for name in made:
-        module = name.rpartition(".")[0]
-        # Files may stack experts under a name of their own; vLLM knows each by its number too.
-        if module not in known and module.partition(".experts.")[0] not in known:
-            raise ConfigurationError(
-                f"{name} has another name in the files of the model",
-                cause="transformers holds the model under names of its own, and modelopt knows no way back",
-                remedy="look for a published NVFP4 checkpoint; modelopt's own export has the same name",
-            )
+def modules_of(tensors: Iterable[str]) -> set[str]:
+    """Every module, at any depth, that the names of tensors tell of."""
+    return {name[:end] for name in tensors for end, letter in enumerate(name) if letter == "."}

@@ -37,9 +37,9 @@ from transformers.utils import logging  # type: ignore[import-not-found]
 
 from sparkwright.errors import ConfigurationError, UsageError
 from sparkwright.quantize.architecture import Architecture
-from sparkwright.quantize.gates import check_calibrated, check_scales
+from sparkwright.quantize.gates import check_calibrated, check_names, check_scales
 from sparkwright.quantize.options import Attention, KvCache, Recipe
-from sparkwright.quantize.source import check_names
+from sparkwright.quantize.source import modules_of
 
 # modelopt looks whether a pattern took effect on the model that it is given: here that is one layer, and a dense layer
 # of a mixture of experts rightly has none under --experts-only. `quant_config` asks that question of the whole model.
@@ -54,8 +54,8 @@ def settings(recipe: Recipe, attention: Iterable[str]) -> dict[str, Any]:
     """
     chosen = copy.deepcopy(mtq.NVFP4_EXPERTS_ONLY_CFG if recipe.experts_only else mtq.NVFP4_DEFAULT_CFG)
     entries = chosen["quant_cfg"]
-    # modelopt's preset names the convolutions of some state space layers and means to pack those of all others, which
-    # no export can; it then writes them as they are and does not say so.
+    # modelopt's preset leaves out the convolutions of some state space layers by name. Those of others get quantizers,
+    # which no export can make use of: they are written as they are, and not named as excluded.
     entries.append({"parent_class": "nn.Conv1d", "quantizer_name": "*", "enable": False})
     if recipe.attention is not None:
         for path in attention:
@@ -182,8 +182,8 @@ def _under_stored_names(model: Any, tensors: dict[str, Any]) -> dict[str, Any]: 
 
 
 def _to_stored_names(mapper: Callable[[str], str], tensors: Iterable[str]) -> Callable[[str], str]:
-    """Turn a name back only where the files have it: a model with vision and its text model share one mapping."""
-    stored = {name[:end] for name in tensors for end, letter in enumerate(name) if letter == "."}
+    """Keep a name that the files have: a text model shares the mapping of the one with vision, not its names."""
+    stored = modules_of(tensors)
     return lambda name: name if name.rstrip(".*") in stored else mapper(name)
 
 

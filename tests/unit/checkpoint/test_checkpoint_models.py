@@ -363,6 +363,7 @@ def test_linear_attention_that_vllm_fuses_must_be_quantized_as_one(tmp_path: Pat
         ("model.layers.60.mlp.up_proj.weight", None),
         ("model.layers.62.mlp.up_proj.weight", None),
         ("model.layers.6.mlp.up_proj.weight", None),
+        (f"model.layers.{'6' * 5000}.mlp.up_proj.weight", None),
         ("model.visual.blocks.61.mlp.up_proj.weight", None),
         ("lm_head.weight", None),
         ("model.embed_tokens.weight", None),

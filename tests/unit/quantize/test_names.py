@@ -3,7 +3,7 @@
 import pytest
 
 from sparkwright.errors import ConfigurationError
-from sparkwright.quantize.source import check_names
+from sparkwright.quantize.gates import check_names
 
 STORED = (
     "language_model.model.layers.0.self_attn.q_proj.weight",
