@@ -262,7 +262,8 @@ def _left_out(names: Sequence[str]) -> str:
 
 def _show_report(report: dict[str, Any], path: Path) -> None:
     errors = [one["mean"] for one in report["error_by_layer"].values()]
-    calibration, predicting = report["calibration"], len(report["multi_token_prediction"])
+    # A run that an earlier state finished has not counted them, and left them out.
+    calibration, predicting = report["calibration"], len(report.get("multi_token_prediction", []))
     print_table(
         escape(report["output"]),
         ("what", "value"),
